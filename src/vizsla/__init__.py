@@ -1,0 +1,58 @@
+"""vizsla: from a folder of labelled pictures to a classifier that answers.
+
+Names are resolved when first used, so that `import vizsla` stays light: no torch, no timm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vizsla.version import __version__
+
+if TYPE_CHECKING:
+    from vizsla.api import evaluate, open_run, predict, train
+    from vizsla.bundle.predictor import Predictor, load_bundle
+    from vizsla.errors import VizslaError
+    from vizsla.records import Prediction
+    from vizsla.runs.folder import RunFolder
+    from vizsla.settings import Recipe
+
+_HOMES = {
+    "Prediction": "vizsla.records",
+    "Predictor": "vizsla.bundle.predictor",
+    "Recipe": "vizsla.settings",
+    "RunFolder": "vizsla.runs.folder",
+    "VizslaError": "vizsla.errors",
+    "evaluate": "vizsla.api",
+    "load_bundle": "vizsla.bundle.predictor",
+    "open_run": "vizsla.api",
+    "predict": "vizsla.api",
+    "train": "vizsla.api",
+}
+
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "Recipe",
+    "RunFolder",
+    "VizslaError",
+    "__version__",
+    "evaluate",
+    "load_bundle",
+    "open_run",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vizsla' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,79 @@
+"""One function per verb: the parts joined into what a person wants done.
+
+All wiring is here; each part does its work without knowing the others. The command line and a
+notebook call the same functions. Heavy imports wait until a verb needs them, so that `predict`
+starts without torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vizsla.assessing.bundle import BundleEvaluation, evaluate_bundle
+from vizsla.bundle.predictor import Picture, Predictor, load_bundle
+from vizsla.errors import SettingError
+from vizsla.records import Prediction
+from vizsla.runs.folder import RunFolder
+from vizsla.settings import Recipe
+
+if TYPE_CHECKING:
+    from vizsla.training.events import Observer
+
+AnyPath = str | os.PathLike[str]
+
+
+def train(
+    data: AnyPath | None = None,
+    recipe: Recipe | None = None,
+    *,
+    resume: AnyPath | None = None,
+    runs: AnyPath = "runs",
+    observers: Iterable[Observer] = (),
+) -> RunFolder:
+    """Train on `data` (a folder, an archive or a manifest) by `recipe`, in a new folder in `runs`.
+
+    With `resume`, an earlier run's folder, go on from its last checkpoint instead. Returns the
+    finished run: its `bundle` answers, its `epochs()` and `evaluation("test")` tell how well.
+
+    Raises `InputError` for whatever the caller can cure, and `Interrupted` after a signal, with
+    everything saved.
+
+    >>> run = train("dogImages.zip", Recipe(model="resnet18", epochs=5))  # doctest: +SKIP
+    """
+    from vizsla.pipeline import TrainingJob
+
+    if resume is not None:
+        if data is not None or recipe is not None:
+            raise SettingError(
+                "A resumed run goes on with its own data and recipe; give resume alone, or train "
+                "anew without it."
+            )
+        return TrainingJob.resumed(RunFolder.open(Path(resume)), observers).complete()
+    if data is None:
+        raise SettingError("Nothing to train on: give a folder, an archive or a manifest.")
+    return TrainingJob.started(data, recipe or Recipe(), Path(runs), observers).complete()
+
+
+def evaluate(model: AnyPath, data: AnyPath, *, split: str | None = None) -> BundleEvaluation:
+    """Figures of a run's or bundle's model on a split of `data`.
+
+    `split` is train, valid, test or all; by default test where there is one, else all. Data that
+    comes undivided is divided as the model's training divided it, if it is the same data.
+    """
+    return evaluate_bundle(load_bundle(model), Path(data), split)
+
+
+def predict(model: AnyPath, pictures: Sequence[Picture], *, top_k: int = 5) -> list[Prediction]:
+    """The answer of a run's or bundle's model for each of `pictures`."""
+    return load_bundle(model).predict(list(pictures), top_k)
+
+
+def open_run(path: AnyPath) -> RunFolder:
+    """The run in a folder, finished or not."""
+    return RunFolder.open(Path(path))
+
+
+__all__ = ["Predictor", "evaluate", "load_bundle", "open_run", "predict", "train"]

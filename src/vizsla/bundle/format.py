@@ -1,0 +1,100 @@
+"""The files of a bundle and the facts in `bundle.json`.
+
+    bundle.json         classes, preprocessing, temperature, recipe, metrics, hashes of the rest
+    model.onnx          what answers
+    model.safetensors   the weights, for training on and for other tools
+    model.pth           the same as a state dict that loads with weights_only=True
+    card.md             what the model is, for people
+    code/               inference.py and the few modules that it needs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vizsla.data.transforms import Preprocessing
+from vizsla.errors import BundleError
+from vizsla.records import ClassLabel
+
+FORMAT_VERSION = 1
+FACTS_FILE = "bundle.json"
+ONNX_FILE = "model.onnx"
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What `bundle.json` says. Logits are divided by `temperature` before the softmax; a
+    confidence below `abstention_threshold`, where there is one, is no answer."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    classes: tuple[ClassLabel, ...]
+    preprocessing: Preprocessing
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    data: Mapping[str, Any]
+    created: str
+    vizsla: str
+    temperature: float = 1.0
+    abstention_threshold: float | None = None
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {**asdict(self), "preprocessing": self.preprocessing.to_dict()}
+        facts["classes"] = [asdict(label) for label in self.classes]
+        return {"format_version": FORMAT_VERSION, **facts}
+
+
+def read_facts(folder: Path) -> BundleFacts:
+    """The facts of the bundle in `folder`. Raises `BundleError` for none, or another version."""
+    path = folder / FACTS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is not a bundle: it has no {FACTS_FILE}.") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from None
+    version = content.pop("format_version", None) if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"The bundle {folder} has format version {version}, and this vizsla reads version "
+            f"{FORMAT_VERSION}. Use the vizsla that wrote it, or write the bundle anew."
+        )
+    try:
+        content["classes"] = tuple(ClassLabel(**label) for label in content["classes"])
+        content["preprocessing"] = Preprocessing.from_dict(content["preprocessing"])
+        return BundleFacts(**content)
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged: {error}.") from None
+
+
+def check_files(folder: Path, facts: BundleFacts) -> None:
+    """Raise `BundleError` unless every file is there with the hash that `bundle.json` gives."""
+    for name, expected in facts.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"The bundle {folder} lacks {name}.")
+        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+            raise BundleError(f"{path} is not the file that the bundle was made with; it is damaged.")
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in `folder` but `bundle.json`, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FACTS_FILE)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in paths
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

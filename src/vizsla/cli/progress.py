@@ -1,0 +1,143 @@
+"""What a training prints: a live table on a terminal, plain lines elsewhere.
+
+Either way each epoch also prints one line of `name=value` pairs on standard output, which
+SageMaker's metric expressions (and grep) read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vizsla.records import EpochRecord, PictureProblem
+from vizsla.runs.folder import RunFolder
+from vizsla.training.events import Observer, StepFacts, TrainingFacts
+
+
+class TrainingDisplay(Observer):
+    """Shows a training while it runs. A context manager: leaving it restores the terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._live: Live | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._skipped = 0
+
+    def __enter__(self) -> TrainingDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def on_run(self, run: RunFolder, **more: Any) -> None:
+        facts = run.facts()
+        self._run = run
+        data, model = facts["data"], facts["model"]
+        counts = ", ".join(f"{count:,} {split}" for split, count in data["pictures"].items())
+        self._print(f"run       {run.path}")
+        self._print(f"pictures  {counts}; {len(data['classes'])} classes, from {data['source']}")
+        self._print(f"model     {model['architecture']}, weights {model['weights']}")
+        for finding in run.findings():
+            self._print(f"{finding['severity']}: {finding['meaning']} {finding['advice']}")
+
+    def on_start(self, facts: TrainingFacts, **more: Any) -> None:
+        share = facts.trained_numbers / facts.all_numbers
+        self._print(
+            f"training  {facts.trained_numbers:,} of {facts.all_numbers:,} weights ({share:.1%}), "
+            f"{facts.epochs} epochs of {facts.steps_per_epoch} steps of {facts.batch_size} pictures, "
+            f"peak rate {facts.learning_rate:g}, {facts.precision} on {facts.device}"
+        )
+        if facts.first_epoch:
+            self._print(f"resuming  in epoch {facts.first_epoch + 1}")
+        self._print(_header())
+        if self._console.is_terminal:
+            self._task = self._bar.add_task("", total=facts.steps_per_epoch, loss="-")
+            self._live = Live(self._bar, console=self._console, transient=True)
+            self._live.start()
+
+    def on_step(self, facts: StepFacts, **more: Any) -> None:
+        if self._live is not None:
+            self._bar.update(
+                self._task,
+                description=f"epoch {facts.epoch}",
+                completed=facts.step_in_epoch,
+                loss=f"{float(facts.loss):.4f}",
+            )
+
+    def on_problems(self, problems: list[PictureProblem], **more: Any) -> None:
+        self._skipped += len(problems)
+
+    def on_epoch(self, record: EpochRecord, **more: Any) -> None:
+        self._print(_row(record))
+        self._print(
+            f"train:loss={record.train.loss:.6f} train:accuracy={record.train.accuracy:.6f} "
+            f"validation:loss={record.valid.loss:.6f} "
+            f"validation:accuracy={record.valid.accuracy:.6f} "
+            f"validation:macro_f1={record.valid.macro_f1:.6f}",
+            style="dim",
+        )
+
+    def on_end(self, **more: Any) -> None:
+        self._close()
+        if self._skipped:
+            self._print(
+                f"warning: {self._skipped} pictures did not decode fully; "
+                f"see {self._run.path / 'corrupt_pictures.csv'}"
+            )
+
+    def on_evaluation(self, split: str, figures: dict[str, Any], **more: Any) -> None:
+        name = {"valid": "validation"}.get(split, split)
+        self._print(
+            f"{name}:accuracy={figures['accuracy']:.6f} {name}:loss={figures['loss']:.6f} "
+            f"{name}:macro_f1={figures['macro_f1']:.6f} ({figures['pictures']} pictures, best weights)"
+        )
+
+    def on_bundle(self, run: RunFolder, **more: Any) -> None:
+        self._print(f"bundle    {run.bundle}")
+        self._print(f"next      vizsla predict {run.path} PICTURE")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, style=style)
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+_COLUMNS = (
+    ("epoch", 5), ("loss", 8), ("top-1", 7), ("val loss", 9), ("val top-1", 10), ("top-5", 7),
+    ("macro F1", 9), ("rate", 9), ("seconds", 8), ("pics/s", 7), ("wait", 6),
+)  # fmt: skip
+
+
+def _header() -> str:
+    return " ".join(name.rjust(width) for name, width in _COLUMNS)
+
+
+def _row(record: EpochRecord) -> str:
+    seconds = record.train_seconds + record.valid_seconds
+    cells = (
+        str(record.epoch),
+        f"{record.train.loss:.4f}",
+        f"{record.train.accuracy:.2%}",
+        f"{record.valid.loss:.4f}",
+        f"{record.valid.accuracy:.2%}",
+        f"{record.valid.top5_accuracy:.2%}",
+        f"{record.valid.macro_f1:.4f}",
+        f"{record.learning_rate:.2e}",
+        f"{seconds:.1f}",
+        f"{record.pictures_per_second:.0f}",
+        f"{record.wait_seconds / max(record.train_seconds, 1e-9):.1%}",
+    )
+    line = " ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+    return f"{line} *" if record.best else line

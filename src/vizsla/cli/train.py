@@ -1,0 +1,49 @@
+"""vizsla train: from pictures to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vizsla.errors import SettingError
+from vizsla.settings import Recipe, read_recipe
+
+
+def train(
+    data: Path | None = None,
+    /,
+    *,
+    recipe: Path | None = None,
+    resume: Path | None = None,
+    runs: Path = Path("runs"),
+    settings: Annotated[Recipe | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a classifier on pictures and write its bundle.
+
+    Parameters
+    ----------
+    data
+        A folder of pictures, a .zip or .tar of one, or a .csv or .parquet manifest.
+    recipe
+        A TOML file of settings; settings given as flags come before it.
+    resume
+        The folder of a run that was stopped, to go on from its last checkpoint.
+    runs
+        The folder in which the run's folder is made.
+    """
+    from vizsla import api
+    from vizsla.cli.progress import TrainingDisplay
+
+    given = settings.model_dump(exclude_unset=True) if settings is not None else {}
+    if resume is not None and (recipe is not None or given):
+        raise SettingError(
+            "A resumed run goes on with its own settings; leave out "
+            f"{', '.join(given) or '--recipe'}, or train anew without --resume."
+        )
+    chosen = None
+    if resume is None:
+        chosen = read_recipe(recipe).replace(**given) if recipe is not None else Recipe(**given)
+    with TrainingDisplay() as display:
+        api.train(data, chosen, resume=resume, runs=runs, observers=[display])

@@ -1,0 +1,1 @@
+"""Pictures: finding, dividing, decoding, preparing and varying them."""

@@ -1,0 +1,90 @@
+"""Random variation of training pictures, by timm's own operations.
+
+timm draws from Python's and NumPy's global generators. Both are seeded here for each picture
+from (seed, epoch, position) and put back afterwards, so that a picture's variation depends on
+nothing else: not on the number of workers, the batch size, or where a resumed run took up.
+Variation of whole batches (MixUp, CutMix, erasing) is `training/mixing.py`'s.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
+from vizsla.data.transforms import Preprocessing
+from vizsla.settings import AugmentSettings
+
+# isort: split
+from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+PictureChange = Callable[[Image.Image], Image.Image]
+
+
+class Variation:
+    """A picture's random change, drawn anew for each (seed, epoch, position)."""
+
+    def __init__(self, settings: AugmentSettings, preprocessing: Preprocessing, seed: int) -> None:
+        self._settings = settings
+        self._seed = seed
+        self._place = _placement(settings, preprocessing)
+        self._policy = _policy(settings, preprocessing)
+
+    def __call__(self, image: Image.Image, epoch: int, position: int) -> Image.Image:
+        """The picture at the network's size, varied."""
+        with seeded(self._seed, epoch, position):
+            image = self._place(image)
+            if random.random() < self._settings.hflip:
+                image = ImageOps.mirror(image)
+            if random.random() < self._settings.vflip:
+                image = ImageOps.flip(image)
+            return self._policy(image)
+
+
+def _placement(settings: AugmentSettings, preprocessing: Preprocessing) -> PictureChange:
+    if settings.train_crop == "same":
+        return preprocessing.fit
+    crop: PictureChange = RandomResizedCropAndInterpolation(
+        preprocessing.size_px,
+        scale=(settings.crop_scale_min, 1.0),
+        interpolation=preprocessing.interpolation,
+    )
+    return crop
+
+
+def _policy(settings: AugmentSettings, preprocessing: Preprocessing) -> PictureChange:
+    if settings.augment == "none":
+        return lambda image: image
+    options = {
+        "translate_const": int(preprocessing.size_px * 0.45),
+        "img_mean": tuple(round(255 * mean) for mean in preprocessing.mean),
+    }
+    change: PictureChange
+    if settings.augment == "autoaugment":
+        change = auto_augment_transform("original", options)
+    elif settings.augment == "trivialaugment":
+        # One operation, always, of uniformly drawn strength (Müller and Hutter, 2021).
+        change = rand_augment_transform("rand-n1-m10-mstd101-p1-inc1", options)
+    else:
+        strength = f"rand-m{settings.augment_magnitude}-n2-mstd0.5-inc1"
+        change = rand_augment_transform(strength, options)
+    return change
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Python's and NumPy's global generators seeded from `entropy`, and restored on leaving."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    state = np.random.SeedSequence(entropy).generate_state(1)[0]
+    random.seed(int(state))
+    np.random.seed(state)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,191 @@
+"""From a catalogue to batches: which pictures, in which order, decoded beside the training step.
+
+PyTorch's DataLoader does the work in processes, since timm's operations draw from global
+generators and would race in threads. Batches travel as bytes (a quarter of the floats) and
+become floats on the device. The order of an epoch is a pure function of seed and epoch, so a
+resumed run starts in the middle of an epoch by skipping to a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from vizsla.data.augment import Variation
+from vizsla.data.catalogue import Catalogue
+from vizsla.data.decode import decode
+from vizsla.data.transforms import Preprocessing
+from vizsla.errors import PictureError
+from vizsla.records import PictureProblem
+
+
+class Batch(NamedTuple):
+    """Pictures that decoded: bytes (batch, height, width, 3), labels and catalogue rows (batch,).
+
+    `problems` are the pictures of this batch that did not decode, or only in part.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    problems: list[PictureProblem]
+
+
+class Draw(NamedTuple):
+    """One picture to load: its row, and where in which epoch it stands."""
+
+    row: int
+    epoch: int
+    position: int
+
+
+@dataclass
+class PictureDataset(Dataset["Loaded"]):
+    """Decodes and places one picture; a draw without variation is the evaluation's view."""
+
+    catalogue: Catalogue
+    preprocessing: Preprocessing
+    corrupt: str = "skip"
+    variation: Variation | None = None
+
+    def __getitem__(self, draw: Draw) -> Loaded:
+        image, problem = self._decode(draw.row)
+        if image is None:
+            return Loaded(draw.row, 0, None, problem)
+        if self.variation is None:
+            placed = self.preprocessing.fit(image)
+        else:
+            placed = self.variation(image, draw.epoch, draw.position)
+        label = int(self.catalogue.labels[draw.row])
+        return Loaded(draw.row, label, np.asarray(placed), problem)
+
+    def _decode(self, row: int) -> tuple[Image.Image | None, PictureProblem | None]:
+        """The picture, or None, with what the policy for corrupt ones did about it."""
+        path, name = self.catalogue.path(row), self.catalogue.paths[row]
+        try:
+            return decode(path, at_least_px=self.preprocessing.decode_px), None
+        except PictureError as error:
+            why = str(error)
+        if self.corrupt == "repair":
+            with contextlib.suppress(PictureError):
+                image = decode(path, at_least_px=self.preprocessing.decode_px, repair=True)
+                return image, PictureProblem(name, why, "repaired")
+        return None, PictureProblem(name, why, "fatal" if self.corrupt == "fail" else "skipped")
+
+
+class Loaded(NamedTuple):
+    row: int
+    label: int
+    pixels: NDArray[np.uint8] | None
+    problem: PictureProblem | None
+
+
+def collate(loaded: list[Loaded]) -> Batch:
+    """One batch of those that decoded; it may be empty."""
+    problems = [item.problem for item in loaded if item.problem is not None]
+    good = [item for item in loaded if item.pixels is not None]
+    pixels = np.stack([item.pixels for item in good if item.pixels is not None]) if good else None
+    return Batch(
+        torch.from_numpy(pixels) if pixels is not None else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
+        torch.tensor([item.label for item in good], dtype=torch.int64),
+        torch.tensor([item.row for item in good], dtype=torch.int64),
+        problems,
+    )
+
+
+@dataclass
+class EpochBatches:
+    """The batches of draws of one epoch, from `first_batch` on, for one of `world` processes.
+
+    With `shuffle_seed` None the rows keep their order. `chances` (one per row, any scale) draws
+    rows with replacement, as often as there are rows. A last batch that would leave a process
+    fewer than two pictures is dropped in training: batch norm has no variance of one.
+    """
+
+    rows: NDArray[np.int64]
+    batch_size: int
+    shuffle_seed: int | None = None
+    chances: NDArray[np.float64] | None = None
+    rank: int = 0
+    world: int = 1
+    epoch: int = 0
+    first_batch: int = 0
+
+    def __len__(self) -> int:
+        return max(0, self.batch_count - self.first_batch)
+
+    @property
+    def batch_count(self) -> int:
+        """Batches of a whole epoch."""
+        whole, rest = divmod(len(self.rows), self.batch_size * self.world)
+        least = 1 if self.shuffle_seed is None else 2
+        return whole + int(rest >= least * self.world or (whole == 0 and rest >= self.world))
+
+    def order(self) -> NDArray[np.int64]:
+        """The rows of this epoch in their order."""
+        if self.shuffle_seed is None:
+            return self.rows
+        generator = np.random.default_rng([self.shuffle_seed, self.epoch])
+        if self.chances is None:
+            return generator.permutation(self.rows)
+        shares = self.chances / self.chances.sum()
+        return generator.choice(self.rows, size=len(self.rows), p=shares)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order, span = self.order(), self.batch_size * self.world
+        for batch in range(self.first_batch, self.batch_count):
+            positions = range(batch * span, min((batch + 1) * span, len(order)))[self.rank :: self.world]
+            yield [Draw(int(order[at]), self.epoch, at) for at in positions]
+
+
+def build_loader(
+    dataset: PictureDataset, batches: EpochBatches, workers: int | None
+) -> DataLoader[Batch]:
+    """A loader that stays up over the epochs; set `batches.epoch` before iterating it."""
+    count = default_workers() if workers is None else workers
+    count = min(count, max(batches.batch_count, 1))
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=count,
+        persistent_workers=count > 0,
+        prefetch_factor=3 if count else None,
+        worker_init_fn=_leave_signals_to_the_parent if count else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def default_workers() -> int:
+    """Loader processes for this machine: one a core, at most eight."""
+    return min(available_cores(), 8)
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; only the parent decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def inverse_frequency(labels: NDArray[np.int32], class_count: int) -> NDArray[np.float64]:
+    """A weight for each class, so that all classes weigh alike and the mean picture weighs 1."""
+    counts = np.bincount(labels, minlength=class_count)
+    weights = len(labels) / (np.maximum(counts, 1) * (counts > 0).sum())
+    return np.where(counts > 0, weights, 0.0)

@@ -1,0 +1,1 @@
+"""A trained network to the files that a bundle carries."""

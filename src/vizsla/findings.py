@@ -1,0 +1,55 @@
+"""Findings: what a rule noticed, on which evidence, and what to do about it.
+
+One `Finding` serves the data audit, the export check and every later judge; a `Rule` is a pure
+function of recorded facts. What follows from a finding (stop, tell, save) is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+Severity = Literal["info", "warning", "error"]
+_ORDER: dict[str, int] = {"error": 0, "warning": 1, "info": 2}
+
+Facts = TypeVar("Facts", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth a person's attention.
+
+    `where` names a file, layer, step or split; `measured` and `threshold` are the evidence;
+    `meaning` says in a sentence what it implies and `advice` what to do.
+    """
+
+    rule: str
+    severity: Severity
+    where: str
+    meaning: str
+    advice: str
+    measured: float | None = None
+    threshold: float | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Rule(Protocol[Facts]):
+    """Judges recorded facts.
+
+    A rule keeps no state between calls, never writes, and returns an empty iterable when all is
+    well. It may be called from any thread, and again on the same facts.
+    """
+
+    name: str
+
+    def judge(self, facts: Facts) -> Iterable[Finding]: ...
+
+
+def judge_all(rules: Iterable[Rule[Facts]], facts: Facts) -> list[Finding]:
+    """Every finding of every rule, worst first, else in the order of the rules."""
+    findings = [finding for rule in rules for finding in rule.judge(facts)]
+    return sorted(findings, key=lambda finding: _ORDER[finding.severity])

@@ -1,0 +1,1 @@
+"""Networks: building them, loading their weights, deciding what trains."""

@@ -1,0 +1,287 @@
+"""A training from its data to its bundle, stage by stage.
+
+    look      find and divide the pictures, judge the data set
+    build     network and weights
+    train     the loop, from the start or the last checkpoint
+    finish    evaluate the best weights exactly, export, write the bundle
+
+Each stage leaves its result in the run folder, so that a resumed job skips what is done. With
+several processes all of them train, and the main one alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+
+from vizsla.bundle.format import ONNX_FILE, BundleFacts
+from vizsla.data.catalogue import Catalogue
+from vizsla.data.integrity import CATALOGUE_RULES
+from vizsla.data.loader import available_cores
+from vizsla.data.sources import open_source, read_manifest
+from vizsla.data.splits import divide
+from vizsla.data.transforms import Preprocessing
+from vizsla.errors import DataError, RunError
+from vizsla.export.bundle_files import write_bundle
+from vizsla.export.verify import verify_onnx
+from vizsla.findings import judge_all
+from vizsla.metrics import per_class
+from vizsla.models.build import Network, build_network, check_architecture, rebuild
+from vizsla.models.freezing import plan_freezing
+from vizsla.records import SPLITS
+from vizsla.runs.folder import RunFolder
+from vizsla.settings import Recipe
+from vizsla.training.checkpoint import CheckpointStore
+from vizsla.training.evaluation import InputMaker, evaluate
+from vizsla.training.events import Observer, Observers
+from vizsla.training.loop import Trainer
+from vizsla.training.recording import RunRecorder
+from vizsla.training.setup import evaluation_loader, prepare, start_accelerator
+from vizsla.version import __version__
+
+# Real pictures on which the exported network must answer as the trained one.
+_VERIFIED_PICTURES = 8
+
+
+@dataclass
+class TrainingJob:
+    """One training and the folder that it fills. Make it with `started` or `resumed`."""
+
+    run_folder: RunFolder
+    recipe: Recipe
+    catalogue: Catalogue
+    network: Network
+    accelerator: Accelerator
+    observers: list[Observer] = field(default_factory=list)
+
+    @classmethod
+    def started(
+        cls, data: str | Path, recipe: Recipe, runs: Path, observers: Iterable[Observer]
+    ) -> TrainingJob:
+        """A new job: looks at the data, builds the network, makes the run folder."""
+        check_architecture(recipe.model)
+        accelerator = start_accelerator(recipe)
+        with accelerator.main_process_first():  # one unpacks, the others find it unpacked
+            catalogue = divide(open_source(data), recipe.seed)
+        torch.manual_seed(recipe.seed)
+        network = build_network(recipe, recipe, len(catalogue.classes))
+        plan_freezing(network.module, recipe.unfreeze)  # a bad name fails before anything is made
+        names = [""]
+        if accelerator.is_main_process:
+            run = RunFolder.create(runs, recipe.model)
+            catalogue.write_csv(run.catalogue)
+            run.append_findings(judge_all(CATALOGUE_RULES, catalogue))
+            run.write_facts(_facts(data, recipe, catalogue, network, accelerator))
+            names = [str(run.path)]
+        broadcast_object_list(names)
+        run = RunFolder(Path(names[0]))
+        return cls(run, recipe, catalogue, network, accelerator, list(observers))
+
+    @classmethod
+    def resumed(cls, run: RunFolder, observers: Iterable[Observer]) -> TrainingJob:
+        """The job of an earlier run, to go on from its last checkpoint.
+
+        Raises `RunError` or `DataError` where the run, its data or its checkpoint is gone or has
+        changed.
+        """
+        facts = run.facts()
+        recipe = Recipe(**facts["recipe"])
+        accelerator = start_accelerator(recipe)
+        catalogue = _reopened(run, facts)
+        torch.manual_seed(recipe.seed)
+        if (run.checkpoints / "last.pt").exists():
+            network = _network_of(facts, len(catalogue.classes))
+        else:  # stopped in its first epoch: the start is made again, from the same seed
+            network = build_network(recipe, recipe, len(catalogue.classes))
+        return cls(run, recipe, catalogue, network, accelerator, list(observers))
+
+    def complete(self) -> RunFolder:
+        """Do what is left to do, holding the run's lock."""
+        if self.run_folder.status() == "finished":
+            return self.run_folder
+        with self._sole_writer():
+            observers = Observers([*self._own_observers(), *self.observers])
+            observers.on_run(self.run_folder)
+            checkpoints = CheckpointStore(self.run_folder.checkpoints)
+            setup = prepare(
+                self.network, self.catalogue, self.recipe, checkpoints, observers, self.accelerator
+            )
+            Trainer(setup).fit()
+            del setup  # and with it the loaders' processes
+            if self.accelerator.is_main_process:
+                self._finish(checkpoints, observers)
+            self.accelerator.wait_for_everyone()
+        return self.run_folder
+
+    def _finish(self, checkpoints: CheckpointStore, observers: Observers) -> None:
+        best = checkpoints.load_best()
+        assert best is not None  # the first epoch is always the best so far
+        network = _network_of(self.run_folder.facts(), len(self.catalogue.classes))
+        network.module.load_state_dict(best)
+        metrics: dict[str, Any] = {}
+        for split in ("valid", "test"):
+            if len(self.catalogue.rows(split)):
+                metrics[split] = self._evaluate(network, split)
+                observers.on_evaluation(split, metrics[split])
+        write_bundle(network.module, self._bundle_facts(network, metrics), self.run_folder.bundle)
+        self._verify(network)
+        observers.on_bundle(self.run_folder)
+
+    def _evaluate(self, network: Network, split: str) -> dict[str, Any]:
+        """Evaluate a split in float32, write its files, and return its figures."""
+        device, catalogue = self.accelerator.device, self.catalogue
+        module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        result = evaluate(
+            module,
+            evaluation_loader(network, catalogue, self.recipe, catalogue.rows(split)),
+            InputMaker(network.preprocessing, device),
+            len(catalogue.classes),
+            self.accelerator,
+            exact=True,
+        )
+        figures = asdict(result.sums.summary())
+        answers = np.concatenate(result.probabilities) if result.probabilities else np.zeros((0, 1))
+        self.run_folder.write_evaluation(
+            split,
+            {
+                "split": split,
+                **figures,
+                "per_class": per_class(result.sums.confusion, catalogue.classes),
+                "confusion": result.sums.confusion.tolist(),
+                "skipped": [asdict(problem) for problem in result.problems],
+            },
+            [
+                (catalogue.paths[row], *_answer(catalogue, row, answer))
+                for row, answer in zip(result.rows, answers, strict=True)
+            ],
+        )
+        return figures
+
+    def _bundle_facts(self, network: Network, metrics: dict[str, Any]) -> BundleFacts:
+        facts = self.run_folder.facts()
+        return BundleFacts(
+            architecture=network.architecture,
+            arguments=network.arguments,
+            classes=self.catalogue.classes,
+            preprocessing=network.preprocessing,
+            recipe=facts["recipe"],
+            metrics=metrics,
+            data={key: facts["data"].get(key) for key in ("fingerprint", "division", "split_seed")},
+            created=_now(),
+            vizsla=__version__,
+        )
+
+    def _verify(self, network: Network) -> None:
+        rows = self.catalogue.rows("valid")[:_VERIFIED_PICTURES]
+        part = evaluation_loader(network, self.catalogue, self.recipe, rows)
+        pixels = torch.cat([batch.pixels for batch in part if len(batch.labels)])
+        inputs = network.preprocessing.normalise(pixels.numpy())
+        path = self.run_folder.bundle / ONNX_FILE
+        self.run_folder.append_findings(verify_onnx(network.module.cpu(), path, inputs))
+
+    def _own_observers(self) -> list[Observer]:
+        return [RunRecorder(self.run_folder)] if self.accelerator.is_main_process else []
+
+    def _sole_writer(self) -> contextlib.AbstractContextManager[None]:
+        main = self.accelerator.is_main_process
+        return self.run_folder.locked() if main else contextlib.nullcontext()
+
+
+def _facts(
+    data: str | Path, recipe: Recipe, catalogue: Catalogue, network: Network, accelerator: Accelerator
+) -> dict[str, Any]:
+    """The content of `run.toml`. TOML knows no null: what is unknown is left out."""
+    source = Path(data).expanduser().resolve()
+    facts: dict[str, Any] = {
+        "created": _now(),
+        "recipe": recipe.model_dump(exclude_none=True),
+        "data": {
+            "source": str(source),
+            "root": str(catalogue.root.resolve()),
+            "fingerprint": catalogue.fingerprint(),
+            "division": catalogue.fingerprint(divided=True),
+            "classes": [label.folder for label in catalogue.classes],
+            "pictures": {split: len(catalogue.rows(split)) for split in SPLITS},
+        },
+        "model": {
+            "architecture": network.architecture,
+            "arguments": network.arguments,
+            "weights": network.weights_origin,
+            "preprocessing": network.preprocessing.to_dict(),
+        },
+        "versions": {
+            "vizsla": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": version("timm"),
+        },
+        "hardware": {
+            "device": str(accelerator.device),
+            "processor": platform.processor() or platform.machine(),
+            "cores": available_cores(),
+            "processes": accelerator.num_processes,
+            "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+        },
+    }
+    if catalogue.split_seed is not None:
+        facts["data"]["split_seed"] = catalogue.split_seed
+    if network.weights_hash is not None:
+        facts["model"]["weights_sha256"] = network.weights_hash
+    return facts
+
+
+def _reopened(run: RunFolder, facts: dict[str, Any]) -> Catalogue:
+    """The run's own division of its pictures, on the same pictures as then."""
+    root = Path(facts["data"]["root"])
+    if not root.is_dir():  # an archive whose unpacked copy has been cleared away
+        root = open_source(facts["data"]["source"]).root
+    catalogue = replace(read_manifest(run.catalogue), root=root)
+    folders = [label.folder for label in catalogue.classes]
+    if folders != facts["data"]["classes"]:
+        raise RunError(
+            f"The run {run.path} was begun with {len(facts['data']['classes'])} classes and its "
+            f"catalogue.csv has {len(folders)}; it has been changed. Train anew."
+        )
+    gone = [path for path in catalogue.paths[:: max(1, len(catalogue) // 100)] if not (root / path).is_file()]
+    if gone:
+        raise DataError(
+            f"The run's picture {root / gone[0]} is gone. Put the pictures back where they were, "
+            "or train anew."
+        )
+    return replace(catalogue, split_seed=facts["data"].get("split_seed"))
+
+
+def _network_of(facts: dict[str, Any], class_count: int) -> Network:
+    """The run's network with random weights, for weights from a checkpoint."""
+    model = facts["model"]
+    return Network(
+        module=rebuild(model["architecture"], model["arguments"], class_count),
+        architecture=model["architecture"],
+        arguments=model["arguments"],
+        preprocessing=Preprocessing.from_dict(model["preprocessing"]),
+        weights_origin=model["weights"],
+        weights_hash=model.get("weights_sha256"),
+    )
+
+
+def _answer(catalogue: Catalogue, row: int, probabilities: NDArray[np.float32]) -> tuple[str, str, str]:
+    """Label, predicted label and confidence of one picture, for the table of predictions."""
+    best = int(probabilities.argmax())
+    label = catalogue.classes[catalogue.labels[row]].folder
+    return label, catalogue.classes[best].folder, f"{probabilities[best]:.6f}"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,102 @@
+"""Small frozen records that cross folders. Plain dataclasses: a server reads them without pydantic.
+
+Behaviour lives with the code that makes or uses a record, not here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SPLITS = ("train", "valid", "test")
+
+_CODED_FOLDER = re.compile(r"(?P<code>\d+)[.\-_ ]+(?P<name>\S.*)")
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """One class: its folder, the code that predictions carry, and the name that people read.
+
+    `001.Affenpinscher` has code `001` and name `Affenpinscher`; a folder without a number in
+    front is its own code and name.
+    """
+
+    folder: str
+    code: str
+    name: str
+
+    @classmethod
+    def from_folder(cls, folder: str) -> ClassLabel:
+        match = _CODED_FOLDER.fullmatch(folder)
+        if match is None:
+            return cls(folder, folder, folder)
+        return cls(folder, match["code"], match["name"])
+
+
+@dataclass(frozen=True)
+class RankedClass:
+    """One entry of a prediction's ranking."""
+
+    label: str
+    class_name: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture: best class first in `top_k`, confidences in 0 to 1."""
+
+    predicted_label: str
+    class_name: str
+    confidence: float
+    top_k: tuple[RankedClass, ...]
+    path: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = asdict(self)
+        facts["top_k"] = list(facts["top_k"])
+        if self.path is None:
+            del facts["path"]
+        return facts
+
+
+@dataclass(frozen=True)
+class PictureProblem:
+    """A picture that was skipped or repaired while decoding."""
+
+    path: str
+    problem: str
+    action: str  # "skipped", "repaired", or "fatal" where the policy is to fail
+
+
+@dataclass(frozen=True)
+class SplitMetrics:
+    """Figures of one split. Loss is mean cross entropy in nats; the rest are shares in 0 to 1.
+
+    `macro_f1` is the mean of the classes' F1 scores, so that a rare class weighs as much as a
+    frequent one; classes absent from the split are left out of the mean.
+    """
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float
+    macro_f1: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of `metrics.jsonl`. `epoch` counts from 1, `step` counts optimiser updates."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    train: SplitMetrics
+    valid: SplitMetrics
+    train_seconds: float
+    valid_seconds: float
+    wait_seconds: float
+    pictures_per_second: float
+    best: bool = False
+    extra: dict[str, float] = field(default_factory=dict)

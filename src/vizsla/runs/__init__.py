@@ -1,0 +1,1 @@
+"""Run folders: where everything about a training is written, and read again."""

@@ -1,0 +1,212 @@
+"""A run is a folder. This file knows its layout, makes it, locks it, writes and reads it.
+
+    run.toml               recipe, data, model, seed, versions, hardware
+    catalogue.csv          every picture with its class and split; itself a manifest
+    metrics.jsonl          a line an epoch
+    steps.jsonl            a line an optimiser update
+    findings.jsonl         what rules noticed
+    corrupt_pictures.csv   pictures that were skipped or repaired, and why
+    checkpoints/           last.pt and best.pt
+    evaluation-valid.json, evaluation-test.json, predictions-valid.csv, predictions-test.csv
+    bundle/                the model that leaves
+
+Lines are never rewritten: a resumed run repeats the steps after its last checkpoint, and for
+those a reader takes the later line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from filelock import FileLock, Timeout
+
+from vizsla.errors import RunError
+from vizsla.findings import Finding
+from vizsla.records import EpochRecord, PictureProblem, SplitMetrics
+from vizsla.runs.files import append_lines, read_lines, storage_error, write_json, write_text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk. Holds no open file and no state: two objects of one path are the same."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, parent: Path, model: str, now: datetime | None = None) -> RunFolder:
+        """A new, empty run folder `YYYY-MM-DD-HHMMSS-model` in `parent`."""
+        stamp = (now or datetime.now()).strftime("%Y-%m-%d-%H%M%S")
+        name = f"{stamp}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', model)}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for attempt in range(1, 1000):
+                path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    (path / "checkpoints").mkdir()
+                    return cls(path)
+        except OSError as error:
+            raise storage_error(parent, error) from error
+        raise RunError(f"{parent} holds a thousand runs called {name}; choose another folder.")
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. Raises `RunError` if `path` is none, or of another format."""
+        if not (path / "run.toml").is_file():
+            hint = " It looks like a bundle." if (path / "bundle.json").is_file() else ""
+            raise RunError(f"{path} is not a run: it has no run.toml.{hint} See: vizsla runs list")
+        run = cls(path)
+        version = run.facts().get("format_version")
+        if version != FORMAT_VERSION:
+            raise RunError(
+                f"The run {path} has format version {version}, and this vizsla reads version "
+                f"{FORMAT_VERSION}. Use the vizsla that wrote it "
+                f"({run.facts().get('versions', {}).get('vizsla', 'unknown')})."
+            )
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "bundle"
+
+    @property
+    def catalogue(self) -> Path:
+        return self.path / "catalogue.csv"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing; raises `RunError` where another process does."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"The run {self.path} is being trained by another process; wait for it or stop it."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write `run.toml`, which makes the folder a run."""
+        write_text(self.path / "run.toml", tomli_w.dumps({"format_version": FORMAT_VERSION, **facts}))
+
+    def facts(self) -> dict[str, Any]:
+        """The content of `run.toml`."""
+        try:
+            return tomllib.loads((self.path / "run.toml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RunError(f"{self.path / 'run.toml'} cannot be read: {error}.") from None
+
+    def append_epoch(self, record: EpochRecord) -> None:
+        append_lines(self.path / "metrics.jsonl", [asdict(record)])
+
+    def epochs(self) -> list[EpochRecord]:
+        """One record for each finished epoch, in order."""
+        by_epoch = {line["epoch"]: line for line in read_lines(self.path / "metrics.jsonl")}
+        return [_epoch_record(by_epoch[epoch]) for epoch in sorted(by_epoch)]
+
+    def append_steps(self, lines: list[dict[str, Any]]) -> None:
+        append_lines(self.path / "steps.jsonl", lines)
+
+    def steps(self) -> list[dict[str, Any]]:
+        """One line for each optimiser update, in order."""
+        by_step = {line["step"]: line for line in read_lines(self.path / "steps.jsonl")}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def append_findings(self, findings: Iterable[Finding]) -> None:
+        lines = [finding.to_dict() for finding in findings]
+        if lines:
+            append_lines(self.path / "findings.jsonl", lines)
+
+    def findings(self) -> list[dict[str, Any]]:
+        """The findings so far, each once."""
+        lines = read_lines(self.path / "findings.jsonl")
+        return list({(line["rule"], line["where"]): line for line in lines}.values())
+
+    def write_problems(self, problems: Iterable[PictureProblem]) -> None:
+        """Write the list of pictures that were skipped or repaired."""
+        rows = [(problem.path, problem.action, problem.problem) for problem in problems]
+        self._write_table("corrupt_pictures.csv", ("path", "action", "problem"), rows)
+
+    def problems(self) -> list[PictureProblem]:
+        path = self.path / "corrupt_pictures.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            return [PictureProblem(**row) for row in csv.DictReader(file)]
+
+    def write_evaluation(
+        self, split: str, facts: Mapping[str, Any], predictions: Iterable[tuple[Any, ...]]
+    ) -> None:
+        """Write a split's figures, and what was answered for each of its pictures."""
+        header = ("path", "label", "predicted", "confidence")
+        self._write_table(f"predictions-{split}.csv", header, predictions)
+        write_json(self.path / f"evaluation-{split}.json", facts)
+
+    def evaluation(self, split: str) -> dict[str, Any] | None:
+        """The figures of a split, or None before it has been evaluated."""
+        path = self.path / f"evaluation-{split}.json"
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}.") from None
+        return facts
+
+    def status(self) -> str:
+        """`finished`, `running` (another process holds it) or `interrupted`."""
+        if (self.bundle / "bundle.json").is_file() and self.evaluation("valid") is not None:
+            return "finished"
+        try:
+            with self.locked():
+                return "interrupted"
+        except RunError:
+            return "running"
+
+    def _write_table(self, name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(header)
+        writer.writerows(rows)
+        write_text(self.path / name, text.getvalue())
+
+
+def list_runs(parent: Path) -> list[RunFolder]:
+    """The runs in a folder, oldest first."""
+    if not parent.is_dir():
+        return []
+    return [RunFolder(path) for path in sorted(parent.iterdir()) if (path / "run.toml").is_file()]
+
+
+def _epoch_record(line: Mapping[str, Any]) -> EpochRecord:
+    parts = {name: SplitMetrics(**line[name]) for name in ("train", "valid")}
+    return EpochRecord(**{**line, **parts})

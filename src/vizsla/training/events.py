@@ -1,0 +1,99 @@
+"""What the loop tells while it trains, and to whom.
+
+The loop calls observers and knows nothing of what they do: write a run folder, draw a progress
+display, record tensors, time phases. An observer never changes the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vizsla.records import EpochRecord, PictureProblem
+from vizsla.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What is fixed before the first step."""
+
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    train_pictures: int
+    valid_pictures: int
+    trained_numbers: int
+    all_numbers: int
+    device: str
+    precision: str
+    learning_rate: float
+    first_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """One optimiser update. `loss` is a tensor on the device: reading it waits for the device."""
+
+    step: int
+    epoch: int
+    step_in_epoch: int
+    pictures: int
+    learning_rate: float
+    loss: torch.Tensor
+    seconds: float
+    wait_seconds: float
+
+
+class Observer:
+    """Base of everything that listens; each hook does nothing unless overridden.
+
+    Hooks are called in the training process's main thread and should return quickly. Each takes
+    further keywords, so that facts can be added without breaking an observer.
+    """
+
+    def on_run(self, run: RunFolder, **more: Any) -> None:
+        """The run folder is there, with its facts and its catalogue; nothing is trained yet."""
+
+    def on_start(self, facts: TrainingFacts, **more: Any) -> None:
+        """Before the first step, also of a resumed run."""
+
+    def on_step(self, facts: StepFacts, **more: Any) -> None:
+        """After an update."""
+
+    def on_problems(self, problems: list[PictureProblem], **more: Any) -> None:
+        """Pictures that did not decode, or only in part; each is told of once."""
+
+    def on_epoch(self, record: EpochRecord, **more: Any) -> None:
+        """After an epoch's evaluation, before its checkpoint."""
+
+    def on_save(self, **more: Any) -> None:
+        """Before a checkpoint: whatever is held back must be written now."""
+
+    def on_end(self, **more: Any) -> None:
+        """However training ends: finished, stopped early, interrupted or failed."""
+
+    def on_evaluation(self, split: str, figures: dict[str, Any], **more: Any) -> None:
+        """The best weights have been judged on a split."""
+
+    def on_bundle(self, run: RunFolder, **more: Any) -> None:
+        """The run's bundle has been written; the run is finished."""
+
+
+class Observers(Observer):
+    """Several observers as one, called in order."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+
+        def tell_all(*facts: Any, **more: Any) -> None:
+            for observer in self._observers:
+                getattr(observer, name)(*facts, **more)
+
+        return tell_all

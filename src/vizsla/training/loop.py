@@ -1,0 +1,248 @@
+"""The training loop.
+
+An epoch is its steps, then: evaluate, record, keep the best, save, maybe stop. A step is: load,
+forward, backward, update, record. Both can be read below in that order. A step is a pure
+function of the weights, the optimiser and its own number (its chance is seeded from that), so a
+run that was killed and resumed computes what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from vizsla.data.loader import Batch
+from vizsla.errors import DataError, Interrupted
+from vizsla.models.freezing import set_training_mode
+from vizsla.records import EpochRecord, SplitMetrics
+from vizsla.training.checkpoint import Checkpoint, Progress
+from vizsla.training.evaluation import DeviceSums, evaluate
+from vizsla.training.events import StepFacts
+from vizsla.training.optim import learning_rate
+from vizsla.training.setup import Setup
+from vizsla.training.stopping import StopRequest, stop_requests
+
+
+class Trainer:
+    """Trains what a `Setup` holds, from the start or from its last checkpoint."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._s = setup
+        self._progress = Progress()
+        self._sums = self._fresh_sums()
+
+    def fit(self) -> None:
+        """Train until the last epoch, early stopping, or a signal.
+
+        Raises `Interrupted` after a signal, with everything saved; `DataError` where no picture
+        of a split decodes; `StorageError` where a checkpoint cannot be written.
+        """
+        self._resume()
+        self._s.observers.on_start(self._s.facts(self._progress.epoch))
+        try:
+            with stop_requests() as stop:
+                while not self._finished():
+                    self._train_epoch(stop)
+                    self._close_epoch()
+                    self._leave_if_asked(stop)
+        finally:
+            self._s.observers.on_end()
+
+    def _train_epoch(self, stop: StopRequest) -> None:
+        setup, progress = self._s, self._progress
+        setup.train_batches.epoch, setup.train_batches.first_batch = progress.epoch, progress.batch
+        set_training_mode(setup.network)
+        every = setup.recipe.checkpoint_every
+        started = time.perf_counter()
+        for group, wait_seconds in self._groups():
+            self._step(group, started, wait_seconds)
+            progress.epoch_seconds += time.perf_counter() - started
+            started = time.perf_counter()
+            if stop.signal_number is not None or (every and progress.step % every == 0):
+                self._save()
+                self._leave_if_asked(stop)
+        if progress.batch == 0 or int(self._sums.state()["confusion"].sum()) == 0:
+            raise DataError(
+                "None of the training pictures could be decoded; corrupt_pictures.csv in the run "
+                "says why for each."
+            )
+
+    def _step(self, group: list[Batch], started: float, wait_seconds: float) -> None:
+        """One update from the pictures of `group`, a list of one batch or as many as accumulate."""
+        setup, progress = self._s, self._progress
+        rate = learning_rate(
+            setup.recipe, setup.peak_rate, progress.step, setup.steps_per_epoch, setup.recipe.epochs
+        )
+        seed_chance(setup.recipe.seed, progress.step, setup.accelerator.process_index)
+        pictures = sum(len(batch.labels) for batch in group)
+        loss_sum = torch.zeros((), device=setup.accelerator.device)
+        for number, batch in enumerate(group, start=1):
+            setup.tell_problems(batch.problems)
+            if len(batch.labels):
+                last = number == len(group)
+                loss_sum += self._accumulate(batch, share=len(batch.labels) / pictures, sync=last)
+        if pictures:
+            self._update(rate)
+        progress.batch += len(group)
+        progress.step += 1
+        progress.epoch_wait_seconds += wait_seconds
+        setup.observers.on_step(
+            StepFacts(
+                step=progress.step,
+                epoch=progress.epoch + 1,
+                step_in_epoch=progress.batch // setup.recipe.accumulate,
+                pictures=pictures,
+                learning_rate=rate,
+                loss=loss_sum,
+                seconds=time.perf_counter() - started,
+                wait_seconds=wait_seconds,
+            )
+        )
+
+    def _accumulate(self, batch: Batch, share: float, sync: bool) -> torch.Tensor:
+        """Add a batch's gradients, weighing `share` of the update; its loss times that share."""
+        setup = self._s
+        labels = batch.labels.to(setup.accelerator.device, non_blocking=True)
+        inputs, targets = setup.mixer(setup.inputs(batch.pixels), labels)
+        with setup.gradient_sync(sync):
+            logits = setup.trained(inputs).float()
+            loss: torch.Tensor = setup.loss(logits, targets)
+            setup.accelerator.backward(loss * share)
+        detached = loss.detach()
+        self._sums.add(detached, logits.detach(), labels)
+        return detached * share
+
+    def _update(self, rate: float) -> None:
+        setup = self._s
+        for group in setup.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        if setup.recipe.clip_norm is not None:
+            setup.accelerator.clip_grad_norm_(setup.trained.parameters(), setup.recipe.clip_norm)
+        setup.optimizer.step()
+        setup.optimizer.zero_grad(set_to_none=True)
+        if setup.average is not None:
+            setup.average.update(setup.network)
+
+    def _close_epoch(self) -> None:
+        setup, progress = self._s, self._progress
+        train = self._sums.summed(setup.accelerator).summary()
+        started = time.perf_counter()
+        valid = self._validate()
+        better = self._note_value(valid)
+        record = EpochRecord(
+            epoch=progress.epoch + 1,
+            step=progress.step,
+            learning_rate=float(setup.optimizer.param_groups[0]["lr"]),
+            train=train,
+            valid=valid,
+            train_seconds=progress.epoch_seconds,
+            valid_seconds=time.perf_counter() - started,
+            wait_seconds=progress.epoch_wait_seconds,
+            pictures_per_second=train.pictures / max(progress.epoch_seconds, 1e-9),
+            best=better,
+        )
+        setup.observers.on_epoch(record)
+        if better and setup.accelerator.is_main_process:
+            setup.checkpoints.save_best(weights_of(setup.answering))
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.epoch_seconds = progress.epoch_wait_seconds = 0.0
+        self._sums = self._fresh_sums()
+        self._save()
+
+    def _validate(self) -> SplitMetrics:
+        setup = self._s
+        evaluation = evaluate(
+            setup.answering,
+            setup.valid_loader,
+            setup.inputs,
+            len(setup.catalogue.classes),
+            setup.accelerator,
+        )
+        setup.tell_problems(evaluation.problems)
+        metrics = evaluation.sums.summary()
+        if metrics.pictures == 0:
+            raise DataError("None of the validation pictures could be decoded.")
+        return metrics
+
+    def _note_value(self, valid: SplitMetrics) -> bool:
+        """Whether this epoch is the best so far, by the figure that the recipe monitors."""
+        progress = self._progress
+        figure = getattr(valid, self._s.recipe.monitor)
+        value = -figure if self._s.recipe.monitor == "loss" else figure
+        better = progress.best_value is None or value > progress.best_value
+        if better:
+            progress.best_value, progress.best_epoch = value, progress.epoch + 1
+        progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
+        return better
+
+    def _finished(self) -> bool:
+        patience = self._s.recipe.patience
+        stale = patience is not None and self._progress.epochs_without_better >= patience
+        return stale or self._progress.epoch >= self._s.recipe.epochs
+
+    def _groups(self) -> Iterator[tuple[list[Batch], float]]:
+        """The epoch's remaining batches by update, with the seconds spent waiting for them."""
+        batches = iter(self._s.train_loader)
+        while True:
+            started = time.perf_counter()
+            group = [
+                batch for _, batch in zip(range(self._s.recipe.accumulate), batches, strict=False)
+            ]
+            if not group:
+                return
+            yield group, time.perf_counter() - started
+
+    def _save(self) -> None:
+        setup = self._s
+        if not setup.accelerator.is_main_process:
+            return
+        setup.observers.on_save()
+        averaged = setup.average.module if setup.average is not None else None
+        setup.checkpoints.save_last(
+            Checkpoint(
+                progress=self._progress,
+                sums=self._sums.state(),
+                network=weights_of(setup.network),
+                averaged=weights_of(averaged) if averaged is not None else None,
+                optimizer=setup.optimizer.state_dict(),
+            )
+        )
+
+    def _resume(self) -> None:
+        checkpoint = self._s.checkpoints.load_last()
+        if checkpoint is None:
+            return
+        self._progress = checkpoint.progress
+        self._sums.load_state(checkpoint.sums)
+        self._s.network.load_state_dict(checkpoint.network)
+        self._s.optimizer.load_state_dict(checkpoint.optimizer)
+        if self._s.average is not None and checkpoint.averaged is not None:
+            self._s.average.module.load_state_dict(checkpoint.averaged)
+
+    def _leave_if_asked(self, stop: StopRequest) -> None:
+        if stop.signal_number is not None and not self._finished():
+            raise Interrupted(
+                stop.signal_number,
+                f"Stopped after step {self._progress.step}; everything is saved.",
+            )
+
+    def _fresh_sums(self) -> DeviceSums:
+        return DeviceSums(len(self._s.catalogue.classes), self._s.accelerator.device)
+
+
+def seed_chance(seed: int, step: int, rank: int) -> None:
+    """Seed every global generator for one step: dropout, MixUp and erasing draw from them."""
+    state = int(np.random.SeedSequence([seed, 1, step, rank]).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
+
+
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The network's state dict on the host."""
+    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}

@@ -1,0 +1,217 @@
+"""Everything that a training needs, put together once before the first step.
+
+Devices, precision and distribution are Accelerate's; the network, optimiser and loaders come
+from the parts that make them. The loop then reads as prose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
+
+from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
+from vizsla.data.augment import Variation
+from vizsla.data.catalogue import Catalogue
+from vizsla.data.loader import (
+    Batch,
+    EpochBatches,
+    PictureDataset,
+    build_loader,
+    inverse_frequency,
+)
+from vizsla.errors import DataError
+from vizsla.models.build import Network
+from vizsla.models.freezing import FreezePolicy, plan_freezing
+from vizsla.records import PictureProblem
+from vizsla.settings import Recipe
+from vizsla.training.checkpoint import CheckpointStore
+from vizsla.training.evaluation import InputMaker
+from vizsla.training.events import Observers, TrainingFacts
+from vizsla.training.mixing import BatchMixer, build_loss
+from vizsla.training.optim import build_optimizer, peak_rate
+
+# isort: split
+from timm.utils import ModelEmaV3
+
+
+@dataclass
+class Setup:
+    """The parts of one training. `network` is the bare module, `trained` what computes it in
+    training (compiled, distributed), `answering` what is evaluated (its average, where kept)."""
+
+    recipe: Recipe
+    catalogue: Catalogue
+    accelerator: Accelerator
+    network: nn.Module
+    trained: nn.Module
+    average: ModelEmaV3 | None
+    policy: FreezePolicy
+    optimizer: torch.optim.Optimizer
+    peak_rate: float
+    loss: nn.Module
+    mixer: BatchMixer
+    inputs: InputMaker
+    train_batches: EpochBatches
+    train_loader: DataLoader[Batch]
+    valid_loader: DataLoader[Batch]
+    checkpoints: CheckpointStore
+    observers: Observers
+    _told: set[str] = field(default_factory=set)
+
+    @property
+    def answering(self) -> nn.Module:
+        return self.average.module if self.average is not None else self.network
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.train_batches.batch_count // self.recipe.accumulate)
+
+    def gradient_sync(self, sync: bool) -> AbstractContextManager[Any]:
+        """Whether processes exchange gradients in this backward pass."""
+        return contextlib.nullcontext() if sync else self.accelerator.no_sync(self.trained)
+
+    def tell_problems(self, problems: Iterable[PictureProblem]) -> None:
+        """Tell observers of pictures not told of before. Raises `DataError` for a fatal one."""
+        new = [problem for problem in problems if problem.path not in self._told]
+        if new:
+            self._told.update(problem.path for problem in new)
+            self.observers.on_problems(new)
+        for problem in new:
+            if problem.action == "fatal":
+                raise DataError(
+                    f"{problem.problem} Remove or replace it, or set corrupt to skip or repair."
+                )
+
+    def facts(self, first_epoch: int) -> TrainingFacts:
+        return TrainingFacts(
+            epochs=self.recipe.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.recipe.batch_size,
+            train_pictures=len(self.train_batches.rows),
+            valid_pictures=len(self.catalogue.rows("valid")),
+            trained_numbers=self.policy.trained_numbers,
+            all_numbers=self.policy.all_numbers,
+            device=str(self.accelerator.device),
+            precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            learning_rate=self.peak_rate,
+            first_epoch=first_epoch,
+        )
+
+
+def prepare(
+    network: Network,
+    catalogue: Catalogue,
+    recipe: Recipe,
+    checkpoints: CheckpointStore,
+    observers: Observers,
+    accelerator: Accelerator,
+) -> Setup:
+    """The parts of a training of `network` on `catalogue`."""
+    device = accelerator.device
+    module = network.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    policy = plan_freezing(module, recipe.unfreeze)
+    policy.apply(module)
+    average = ModelEmaV3(module, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    rate = peak_rate(recipe)
+    optimizer = build_optimizer(module, recipe, rate)
+    compiled = torch.compile(module) if recipe.compile else module
+    trained, optimizer = accelerator.prepare(compiled, optimizer)
+    train_batches, train_loader = _train_loader(network, catalogue, recipe, accelerator)
+    # Each process validates its share; the sums are put together.
+    valid_rows = catalogue.rows("valid")[accelerator.process_index :: accelerator.num_processes]
+    class_count = len(catalogue.classes)
+    return Setup(
+        recipe=recipe,
+        catalogue=catalogue,
+        accelerator=accelerator,
+        network=module,
+        trained=trained,
+        average=average,
+        policy=policy,
+        optimizer=optimizer,
+        peak_rate=rate,
+        loss=build_loss(recipe.label_smoothing, _class_weights(catalogue, recipe, device)),
+        mixer=BatchMixer(recipe, class_count, device),
+        inputs=InputMaker(network.preprocessing, device),
+        train_batches=train_batches,
+        train_loader=train_loader,
+        valid_loader=evaluation_loader(network, catalogue, recipe, valid_rows),
+        checkpoints=checkpoints,
+        observers=observers,
+    )
+
+
+def start_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate for this recipe's precision, on whatever device and processes there are."""
+    # Its state is one a process and refuses another precision; a new training starts it anew.
+    AcceleratorState._reset_state()
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    accelerator = Accelerator()
+    bf16 = recipe.precision == "bf16" or (
+        recipe.precision == "auto" and computes_bf16(accelerator.device)
+    )
+    if bf16:
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision="bf16")
+    return accelerator
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Private, but the only door torch has; absent in some versions and on some processors.
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return False
+
+
+def _train_loader(
+    network: Network, catalogue: Catalogue, recipe: Recipe, accelerator: Accelerator
+) -> tuple[EpochBatches, DataLoader[Batch]]:
+    rows = catalogue.rows("train")
+    chances = None
+    if recipe.class_balance == "sampling":
+        labels = catalogue.labels[rows]
+        chances = inverse_frequency(labels, len(catalogue.classes))[labels]
+    batches = EpochBatches(
+        rows=rows,
+        batch_size=recipe.batch_size,
+        shuffle_seed=recipe.seed,
+        chances=chances,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    variation = Variation(recipe, network.preprocessing, recipe.seed)
+    dataset = PictureDataset(catalogue, network.preprocessing, recipe.corrupt, variation)
+    return batches, build_loader(dataset, batches, recipe.workers)
+
+
+def evaluation_loader(
+    network: Network, catalogue: Catalogue, recipe: Recipe, rows: NDArray[np.int64]
+) -> DataLoader[Batch]:
+    """The pictures of `rows` as they are, in that order."""
+    dataset = PictureDataset(catalogue, network.preprocessing, recipe.corrupt)
+    return build_loader(dataset, EpochBatches(rows, recipe.batch_size), recipe.workers)
+
+
+def _class_weights(
+    catalogue: Catalogue, recipe: Recipe, device: torch.device
+) -> torch.Tensor | None:
+    if recipe.class_balance != "loss":
+        return None
+    labels = catalogue.labels[catalogue.rows("train")]
+    weights = inverse_frequency(labels, len(catalogue.classes))
+    return torch.from_numpy(weights).to(device=device, dtype=torch.float32)
