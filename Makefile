@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## the main job end to end on drawn pictures, offline
-	$(BIN)/python -m vizsla.cli.demo
+	$(BIN)/vizsla demo
 
 test: setup  ## every test
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are needed, with the install line when they are missing."""
+"""Optional packages: imported where they are needed, with the install line when missing."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ class Rule(Protocol[Facts]):
     well. It may be called from any thread, and again on the same facts.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def judge(self, facts: Facts) -> Iterable[Finding]: ...
 

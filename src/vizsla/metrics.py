@@ -35,7 +35,8 @@ class MetricSums:
         rows = np.arange(len(labels))
         own = log_probabilities[rows, labels]
         self.loss_sum += float(-own.sum(dtype=np.float64))
-        self.top5_hits += int(((log_probabilities > own[:, None]).sum(axis=1) < 5).sum())
+        among_five = (log_probabilities > own[:, None]).sum(axis=1) < 5
+        self.top5_hits += int((among_five & ~np.isnan(own)).sum())  # nothing is above a NaN
         np.add.at(self.confusion, (labels, log_probabilities.argmax(axis=1)), 1)
 
     def summary(self) -> SplitMetrics:
@@ -50,7 +51,9 @@ class MetricSums:
         )
 
 
-def per_class(confusion: NDArray[np.int64], classes: tuple[ClassLabel, ...]) -> list[dict[str, Any]]:
+def per_class(
+    confusion: NDArray[np.int64], classes: tuple[ClassLabel, ...]
+) -> list[dict[str, Any]]:
     """Precision, recall, F1 and pictures of every class, in class order."""
     precision, recall, f1 = _class_scores(confusion)
     return [

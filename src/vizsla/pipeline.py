@@ -12,6 +12,7 @@ several processes all of them train, and the main one alone writes.
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -46,9 +47,10 @@ from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
 from vizsla.training.evaluation import InputMaker, evaluate
 from vizsla.training.events import Observer, Observers
+from vizsla.training.feed import evaluation_loader
 from vizsla.training.loop import Trainer
 from vizsla.training.recording import RunRecorder
-from vizsla.training.setup import evaluation_loader, prepare, start_accelerator
+from vizsla.training.setup import prepare, start_accelerator
 from vizsla.version import __version__
 
 # Real pictures on which the exported network must answer as the trained one.
@@ -68,7 +70,7 @@ class TrainingJob:
 
     @classmethod
     def started(
-        cls, data: str | Path, recipe: Recipe, runs: Path, observers: Iterable[Observer]
+        cls, data: str | os.PathLike[str], recipe: Recipe, runs: Path, observers: Iterable[Observer]
     ) -> TrainingJob:
         """A new job: looks at the data, builds the network, makes the run folder."""
         check_architecture(recipe.model)
@@ -145,7 +147,7 @@ class TrainingJob:
         module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         result = evaluate(
             module,
-            evaluation_loader(network, catalogue, self.recipe, catalogue.rows(split)),
+            evaluation_loader(network.preprocessing, catalogue, self.recipe, catalogue.rows(split)),
             InputMaker(network.preprocessing, device),
             len(catalogue.classes),
             self.accelerator,
@@ -185,7 +187,7 @@ class TrainingJob:
 
     def _verify(self, network: Network) -> None:
         rows = self.catalogue.rows("valid")[:_VERIFIED_PICTURES]
-        part = evaluation_loader(network, self.catalogue, self.recipe, rows)
+        part = evaluation_loader(network.preprocessing, self.catalogue, self.recipe, rows)
         pixels = torch.cat([batch.pixels for batch in part if len(batch.labels)])
         inputs = network.preprocessing.normalise(pixels.numpy())
         path = self.run_folder.bundle / ONNX_FILE
@@ -200,7 +202,11 @@ class TrainingJob:
 
 
 def _facts(
-    data: str | Path, recipe: Recipe, catalogue: Catalogue, network: Network, accelerator: Accelerator
+    data: str | os.PathLike[str],
+    recipe: Recipe,
+    catalogue: Catalogue,
+    network: Network,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """The content of `run.toml`. TOML knows no null: what is unknown is left out."""
     source = Path(data).expanduser().resolve()
@@ -247,14 +253,18 @@ def _reopened(run: RunFolder, facts: dict[str, Any]) -> Catalogue:
     root = Path(facts["data"]["root"])
     if not root.is_dir():  # an archive whose unpacked copy has been cleared away
         root = open_source(facts["data"]["source"]).root
-    catalogue = replace(read_manifest(run.catalogue), root=root)
+    catalogue = replace(read_manifest(run.catalogue, exact=True), root=root)
     folders = [label.folder for label in catalogue.classes]
     if folders != facts["data"]["classes"]:
         raise RunError(
             f"The run {run.path} was begun with {len(facts['data']['classes'])} classes and its "
             f"catalogue.csv has {len(folders)}; it has been changed. Train anew."
         )
-    gone = [path for path in catalogue.paths[:: max(1, len(catalogue) // 100)] if not (root / path).is_file()]
+    gone = [
+        path
+        for path in catalogue.paths[:: max(1, len(catalogue) // 100)]
+        if not (root / path).is_file()
+    ]
     if gone:
         raise DataError(
             f"The run's picture {root / gone[0]} is gone. Put the pictures back where they were, "
@@ -276,7 +286,9 @@ def _network_of(facts: dict[str, Any], class_count: int) -> Network:
     )
 
 
-def _answer(catalogue: Catalogue, row: int, probabilities: NDArray[np.float32]) -> tuple[str, str, str]:
+def _answer(
+    catalogue: Catalogue, row: int, probabilities: NDArray[np.float32]
+) -> tuple[str, str, str]:
     """Label, predicted label and confidence of one picture, for the table of predictions."""
     best = int(probabilities.argmax())
     label = catalogue.classes[catalogue.labels[row]].folder

@@ -162,6 +162,13 @@ class LoopSettings(_Settings):
     checkpoint_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints; by default each epoch's end."
     )
+    feature_memory_gb: float = Field(
+        4.0,
+        ge=0,
+        le=10_000,
+        description="Memory for outputs of the frozen layers, which are then computed once a view "
+        "and not every epoch; 0 computes them every epoch.",
+    )
     workers: int | None = Field(
         None, ge=0, le=256, description="Loader processes; by default chosen from the cores."
     )

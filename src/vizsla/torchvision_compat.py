@@ -7,13 +7,17 @@ succeed; nothing in vizsla calls either operator. Only in that case is anything 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+_Library: Any = torch.library.Library  # untyped
 
-def _declare_missing_operators() -> torch.library.Library | None:
+
+def _declare_missing_operators() -> Any:
     if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
         return None
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = _Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library

@@ -59,17 +59,25 @@ def evaluate_bundle(predictor: Predictor, data: Path, split: str | None) -> Bund
     if not sums.confusion.any():
         raise DataError(f"None of the {len(rows)} pictures of the {split} split could be decoded.")
     return BundleEvaluation(
-        split, sums.summary(), sums.confusion, per_class(sums.confusion, catalogue.classes), problems
+        split,
+        sums.summary(),
+        sums.confusion,
+        per_class(sums.confusion, catalogue.classes),
+        problems,
     )
 
 
 def _divided(catalogue: Catalogue, facts: BundleFacts, split: str | None) -> Catalogue:
-    """The catalogue in splits, if it came so or is the model's own data; else as it is."""
-    if catalogue.is_split or split == "all":
+    """The catalogue in splits, if it came so or is the model's own data; else as it is.
+
+    Data that came with a training split alone is completed as the model's training did it.
+    """
+    if split == "all":
         return catalogue
-    if catalogue.fingerprint() == facts.data.get("fingerprint"):
-        return divide(catalogue, int(facts.data["split_seed"]))
-    if split is None:
+    seed = facts.data.get("split_seed")
+    if seed is not None and catalogue.fingerprint() == facts.data.get("fingerprint"):
+        return divide(catalogue, int(seed))
+    if catalogue.is_split or split is None:
         return catalogue
     raise DataError(
         f"{catalogue.root} is not divided into splits, and its pictures are not those that the "

@@ -1,11 +1,11 @@
 """The files of a bundle and the facts in `bundle.json`.
 
-    bundle.json         classes, preprocessing, temperature, recipe, metrics, hashes of the rest
-    model.onnx          what answers
-    model.safetensors   the weights, for training on and for other tools
-    model.pth           the same as a state dict that loads with weights_only=True
-    card.md             what the model is, for people
-    code/               inference.py and the few modules that it needs
+bundle.json         classes, preprocessing, temperature, recipe, metrics, hashes of the rest
+model.onnx          what answers
+model.safetensors   the weights, for training on and for other tools
+model.pth           the same as a state dict that loads with weights_only=True
+card.md             what the model is, for people
+code/               inference.py and the few modules that it needs
 """
 
 from __future__ import annotations
@@ -75,12 +75,20 @@ def read_facts(folder: Path) -> BundleFacts:
 
 def check_files(folder: Path, facts: BundleFacts) -> None:
     """Raise `BundleError` unless every file is there with the hash that `bundle.json` gives."""
-    for name, expected in facts.files.items():
+    try:
+        expected = {name: (file["bytes"], file["sha256"]) for name, file in facts.files.items()}
+    except (AttributeError, KeyError, TypeError):
+        raise BundleError(
+            f"{folder / FACTS_FILE} is damaged: its list of files cannot be read."
+        ) from None
+    for name, (size, digest) in expected.items():
         path = folder / name
         if not path.is_file():
             raise BundleError(f"The bundle {folder} lacks {name}.")
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-            raise BundleError(f"{path} is not the file that the bundle was made with; it is damaged.")
+        if path.stat().st_size != size or _sha256(path) != digest:
+            raise BundleError(
+                f"{path} is not the file that the bundle was made with; it is damaged."
+            )
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

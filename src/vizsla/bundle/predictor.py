@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +20,7 @@ from vizsla.metrics import log_softmax
 from vizsla.records import Prediction, RankedClass
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
+Pictures = list[Picture] | tuple[Picture, ...]
 
 
 class Predictor:
@@ -48,10 +49,10 @@ class Predictor:
     def predict(self, pictures: Picture, top_k: int = 5) -> Prediction: ...
 
     @overload
-    def predict(self, pictures: Sequence[Picture], top_k: int = 5) -> list[Prediction]: ...
+    def predict(self, pictures: Pictures, top_k: int = 5) -> list[Prediction]: ...
 
     def predict(
-        self, pictures: Picture | Sequence[Picture], top_k: int = 5
+        self, pictures: Picture | Pictures, top_k: int = 5
     ) -> Prediction | list[Prediction]:
         """The answer for one picture (a path, its bytes, or a Pillow image), or for each of
         several, in one batch. Raises `PictureError` for one that does not decode."""
@@ -98,7 +99,9 @@ class Predictor:
         return Prediction(best.label, best.class_name, best.confidence, ranking, path)
 
 
-def load_bundle(path: str | os.PathLike[str], *, threads: int | None = None, check: bool = False) -> Predictor:
+def load_bundle(
+    path: str | os.PathLike[str], *, threads: int | None = None, check: bool = False
+) -> Predictor:
     """The predictor of a bundle, or of a finished run's bundle.
 
     `threads` is the number that one answer may use (all cores by default); `check` compares every

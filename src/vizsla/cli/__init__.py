@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -24,6 +25,7 @@ _COMMANDS = {
     "train": ("vizsla.cli.train:train", "Train a classifier on pictures and write its bundle."),
     "evaluate": ("vizsla.cli.evaluate:evaluate", "Evaluate a run or a bundle on pictures."),
     "predict": ("vizsla.cli.predict:predict", "Predict the class of pictures."),
+    "demo": ("vizsla.cli.demo:demo", "Train on drawn pictures, to see that all works."),
     "runs": ("vizsla.cli.runs:app", "List and compare runs."),
 }
 # By name, so that a command's imports wait until it is called.
@@ -58,7 +60,7 @@ def run(arguments: list[str], command: App = app) -> int:
 
 def _rephrased(error: CycloptsError) -> str:
     """The message, without pydantic's wrapping where one of our settings was refused."""
-    cause = error.__cause__ or error.__context__
+    cause: Any = error.__cause__ or error.__context__
     if hasattr(cause, "errors"):
         refused = [entry.get("ctx", {}).get("error") for entry in cause.errors()]
         if refused and all(isinstance(one, InputError) for one in refused):

@@ -71,4 +71,3 @@ def _confusions(matrix: list[list[int]]) -> list[tuple[int, int, int]]:
         if count and true != predicted
     ]
     return sorted(mistakes, key=lambda mistake: -mistake[0])
-

@@ -6,6 +6,7 @@ SageMaker's metric expressions (and grep) read.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +32,7 @@ class TrainingDisplay(Observer):
             console=self._console,
         )
         self._skipped = 0
+        self.run_path: Path | None = None
 
     def __enter__(self) -> TrainingDisplay:
         return self
@@ -40,7 +42,7 @@ class TrainingDisplay(Observer):
 
     def on_run(self, run: RunFolder, **more: Any) -> None:
         facts = run.facts()
-        self._run = run
+        self.run_path = run.path
         data, model = facts["data"], facts["model"]
         counts = ", ".join(f"{count:,} {split}" for split, count in data["pictures"].items())
         self._print(f"run       {run.path}")
@@ -53,8 +55,8 @@ class TrainingDisplay(Observer):
         share = facts.trained_numbers / facts.all_numbers
         self._print(
             f"training  {facts.trained_numbers:,} of {facts.all_numbers:,} weights ({share:.1%}), "
-            f"{facts.epochs} epochs of {facts.steps_per_epoch} steps of {facts.batch_size} pictures, "
-            f"peak rate {facts.learning_rate:g}, {facts.precision} on {facts.device}"
+            f"{facts.epochs} epochs of {facts.steps_per_epoch} steps of {facts.batch_size} "
+            f"pictures, peak rate {facts.learning_rate:g}, {facts.precision} on {facts.device}"
         )
         if facts.first_epoch:
             self._print(f"resuming  in epoch {facts.first_epoch + 1}")
@@ -63,6 +65,13 @@ class TrainingDisplay(Observer):
             self._task = self._bar.add_task("", total=facts.steps_per_epoch, loss="-")
             self._live = Live(self._bar, console=self._console, transient=True)
             self._live.start()
+
+    def on_features(self, passes: Any, **more: Any) -> None:
+        self._print(
+            f"trunk     up to {passes.boundary}, {passes.pictures:,} pictures, {passes.passes:,} "
+            f"passes, {passes.seconds:.0f} s, {passes.memory_bytes / 1e6:,.0f} MB; epochs train "
+            "the tail on its outputs"
+        )
 
     def on_step(self, facts: StepFacts, **more: Any) -> None:
         if self._live is not None:
@@ -89,16 +98,17 @@ class TrainingDisplay(Observer):
     def on_end(self, **more: Any) -> None:
         self._close()
         if self._skipped:
+            what = "1 picture" if self._skipped == 1 else f"{self._skipped:,} pictures"
             self._print(
-                f"warning: {self._skipped} pictures did not decode fully; "
-                f"see {self._run.path / 'corrupt_pictures.csv'}"
+                f"warning: {what} did not decode fully; see {self.run_path}/corrupt_pictures.csv"
             )
 
     def on_evaluation(self, split: str, figures: dict[str, Any], **more: Any) -> None:
         name = {"valid": "validation"}.get(split, split)
         self._print(
             f"{name}:accuracy={figures['accuracy']:.6f} {name}:loss={figures['loss']:.6f} "
-            f"{name}:macro_f1={figures['macro_f1']:.6f} ({figures['pictures']} pictures, best weights)"
+            f"{name}:macro_f1={figures['macro_f1']:.6f} "
+            f"({figures['pictures']} pictures, best weights)"
         )
 
     def on_bundle(self, run: RunFolder, **more: Any) -> None:

@@ -23,15 +23,20 @@ def list_(*, runs: Path = Path("runs")) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vizsla.runs.folder import list_runs
+    from vizsla.runs.folder import RunFolder, list_runs
 
     found = list_runs(runs)
     if not found:
         print(f"No runs in {runs}. Make one with: vizsla train PICTURES")
         return
+    unread: list[RunError] = []
     table = Table("run", "status", "model", "trains", "epochs", "best val top-1", "test top-1")
     for run in found:
-        recipe = run.facts()["recipe"]
+        try:
+            recipe = RunFolder.open(run.path).facts()["recipe"]
+        except RunError as error:  # one unreadable run hides no other
+            unread.append(error)
+            continue
         epochs = run.epochs()
         best = max((record.valid.accuracy for record in epochs), default=None)
         test = (run.evaluation("test") or {}).get("accuracy")
@@ -45,6 +50,8 @@ def list_(*, runs: Path = Path("runs")) -> None:
             _share(test),
         )
     Console(highlight=False).print(table)
+    for problem in unread:
+        print(f"warning: {problem}")
 
 
 @app.command

@@ -17,7 +17,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from vizsla.cli import run
-from vizsla.errors import DataError, SettingError
+from vizsla.errors import DataError, SettingError, StorageError
+from vizsla.runs.folder import RunFolder
 from vizsla.settings import Recipe, read_recipe
 
 _CHECKPOINTS = Path("/opt/ml/checkpoints")
@@ -30,7 +31,9 @@ _SPLIT_CHANNELS = {
 
 def main() -> int:
     """Train as the environment and the command line say; the exit code."""
-    return run(sys.argv[1:], App(train_in_container, name="train_model.py"))
+    app = App(name="train_model.py")
+    app.default(train_in_container)
+    return run(sys.argv[1:], app)
 
 
 def train_in_container(
@@ -53,15 +56,26 @@ def train_in_container(
     chosen = read_recipe(recipe).replace(**given) if recipe is not None else Recipe(**given)
     model_dir = _place("SM_MODEL_DIR")
     runs = _runs_folder()
-    unfinished = [one for one in list_runs(runs) if one.status() == "interrupted"]
+    data = _data(runs)
+    unfinished = [one for one in list_runs(runs) if _goes_on(one, data, chosen)]
     with TrainingDisplay() as display:
         if unfinished:
             done = api.train(resume=unfinished[-1].path, observers=[display])
         else:
-            done = api.train(_data(runs), chosen, runs=runs, observers=[display])
+            done = api.train(data, chosen, runs=runs, observers=[display])
     if int(os.environ.get("RANK", "0")) == 0:
         shutil.copytree(done.bundle, model_dir, dirs_exist_ok=True)
         print(f"model     {model_dir}")
+
+
+def _goes_on(run: RunFolder, data: Path, chosen: Recipe) -> bool:
+    """Whether an earlier run is this very training, stopped before its end."""
+    facts = run.facts()
+    return (
+        facts["recipe"] == chosen.model_dump(exclude_none=True)
+        and facts["data"]["source"] == str(data.expanduser().resolve())
+        and run.status() == "interrupted"
+    )
 
 
 def _runs_folder() -> Path:
@@ -94,24 +108,38 @@ def _data(runs: Path) -> Path:
 def _joined(channels: dict[str, str], runs: Path) -> Path:
     """A manifest of the classes of every channel, beside the runs."""
     import csv
+    import io
 
     from vizsla.data.sources import open_source
+    from vizsla.runs.files import write_text
 
-    runs.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "label", "split"])
+    for split, folder in channels.items():
+        catalogue = open_source(folder)
+        for row in range(len(catalogue)):
+            label = catalogue.classes[catalogue.labels[row]].folder
+            writer.writerow([catalogue.path(row).resolve(), label, split])
+    _make(runs)
     manifest = runs / "channels.csv"
-    with manifest.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for split, folder in channels.items():
-            catalogue = open_source(folder)
-            for row in range(len(catalogue)):
-                label = catalogue.classes[catalogue.labels[row]].folder
-                writer.writerow([catalogue.path(row).resolve(), label, split])
+    write_text(manifest, text.getvalue())  # whole at once: several processes write and read it
     return manifest
 
 
 def _place(variable: str) -> Path:
     value = os.environ.get(variable)
     if not value:
-        raise SettingError(f"{variable} is not set. Set it to the folder that shall hold the model.")
-    return Path(value)
+        raise SettingError(
+            f"{variable} is not set. Set it to the folder that shall hold the model."
+        )
+    return _make(Path(value))
+
+
+def _make(folder: Path) -> Path:
+    """The folder, made now, so that no training is lost to a place that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}.") from None
+    return folder

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vizsla.errors import SettingError
+from vizsla.errors import Interrupted, SettingError
 from vizsla.settings import Recipe, read_recipe
 
 
@@ -46,4 +46,10 @@ def train(
     if resume is None:
         chosen = read_recipe(recipe).replace(**given) if recipe is not None else Recipe(**given)
     with TrainingDisplay() as display:
-        api.train(data, chosen, resume=resume, runs=runs, observers=[display])
+        try:
+            done = api.train(data, chosen, resume=resume, runs=runs, observers=[display])
+        except Interrupted as stop:
+            way_on = f"Go on with: vizsla train --resume {display.run_path}"
+            raise Interrupted(stop.signal_number, f"{stop} {way_on}") from None
+    if display.run_path is None:  # it was finished before, so there was nothing to show
+        print(f"{done.path} is finished already; its bundle is {done.bundle}")

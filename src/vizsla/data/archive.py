@@ -9,6 +9,7 @@ and appears there by rename, so that a second training starts at once and a kill
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import stat
@@ -29,6 +30,12 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _LARGEST_RATIO = 200
 _ALWAYS_ALLOWED_BYTES = 1 << 30
 _KEEP_FREE_BYTES = 256 << 20
+
+
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError,
+    UnicodeDecodeError, NotImplementedError,
+)  # fmt: skip
 
 
 class Member(NamedTuple):
@@ -73,9 +80,11 @@ def unpack(archive: Path, keep: frozenset[str], into: Path | None = None) -> Pat
                     raise
     except DataError:
         raise
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
-        raise DataError(f"The archive {archive} is damaged or not supported: {error}.") from None
+    except _DAMAGE as error:
+        raise _damaged(archive, error) from None
     except OSError as error:
+        if error.errno is None:  # gzip's and bz2's own complaints, not the system's
+            raise _damaged(archive, error) from None
         raise StorageError(
             f"Unpacking {archive} into {target.parent} failed: {error.strerror or error}. Free "
             "some space, or name another place with VIZSLA_CACHE."
@@ -125,7 +134,7 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
         with zipfile.ZipFile(archive) as file:
             yield _zip_members(file, archive)
     else:
-        with tarfile.open(archive) as file:
+        with tarfile.open(archive, tarinfo=_CheckedTarInfo) as file:
             yield _tar_members(file, archive)
 
 
@@ -149,10 +158,26 @@ def _tar_members(file: tarfile.TarFile, archive: Path) -> Iterator[Member]:
         yield Member(info.name, lambda info=info: _extracted(file, info))  # type: ignore[misc]
 
 
+class _CheckedTarInfo(tarfile.TarInfo):
+    """A broken header in the middle is an error; tarfile itself takes it for the end, and the
+    pictures behind it would be missing without a word."""
+
+    @classmethod
+    def fromtarfile(cls, file: tarfile.TarFile) -> _CheckedTarInfo:
+        try:
+            return super().fromtarfile(file)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+
+
 def _extracted(file: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     stream = file.extractfile(info)
     assert stream is not None  # regular files always have one
     return stream
+
+
+def _damaged(archive: Path, error: Exception) -> DataError:
+    return DataError(f"The archive {archive} is damaged or not supported: {error}.")
 
 
 def _link_refused(archive: Path, name: str) -> DataError:

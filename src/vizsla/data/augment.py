@@ -11,8 +11,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
@@ -20,7 +23,12 @@ from vizsla.data.transforms import Preprocessing
 from vizsla.settings import AugmentSettings
 
 # isort: split
-from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from timm.data.auto_augment import (
+    RandAugment,
+    auto_augment_transform,
+    posterize,
+    rand_augment_transform,
+)
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 PictureChange = Callable[[Image.Image], Image.Image]
@@ -39,11 +47,24 @@ class Variation:
         """The picture at the network's size, varied."""
         with seeded(self._seed, epoch, position):
             image = self._place(image)
-            if random.random() < self._settings.hflip:
+            if self.mirrors(epoch, position):
                 image = ImageOps.mirror(image)
             if random.random() < self._settings.vflip:
                 image = ImageOps.flip(image)
             return self._policy(image)
+
+    def mirrors(self, epoch: int, position: int) -> bool:
+        """Whether this draw is mirrored, which can be asked without loading the picture."""
+        chances = _mirror_chances(self._seed, epoch, position // _BLOCK)
+        return bool(chances[position % _BLOCK] < self._settings.hflip)
+
+
+_BLOCK = 4096
+
+
+@lru_cache(maxsize=64)
+def _mirror_chances(seed: int, epoch: int, block: int) -> NDArray[np.float64]:
+    return np.random.default_rng([seed, 2, epoch, block]).random(_BLOCK)
 
 
 def _placement(settings: AugmentSettings, preprocessing: Preprocessing) -> PictureChange:
@@ -69,11 +90,24 @@ def _policy(settings: AugmentSettings, preprocessing: Preprocessing) -> PictureC
         change = auto_augment_transform("original", options)
     elif settings.augment == "trivialaugment":
         # One operation, always, of uniformly drawn strength (Müller and Hutter, 2021).
-        change = rand_augment_transform("rand-n1-m10-mstd101-p1-inc1", options)
+        change = _keeping_a_bit(rand_augment_transform("rand-n1-m10-mstd101-p1-inc1", options))
     else:
         strength = f"rand-m{settings.augment_magnitude}-n2-mstd0.5-inc1"
-        change = rand_augment_transform(strength, options)
+        change = _keeping_a_bit(rand_augment_transform(strength, options))
     return change
+
+
+def _keeping_a_bit(policy: RandAugment) -> RandAugment:
+    """At full strength timm's posterize keeps no bit, which Pillow 13 refuses; keep one."""
+    for operation in policy.ops:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return policy
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    picture: Image.Image = posterize(image, max(bits_to_keep, 1), **options)
+    return picture
 
 
 @contextmanager

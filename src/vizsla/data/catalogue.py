@@ -87,7 +87,7 @@ class Catalogue:
         return replace(self, labels=translation[self.labels], classes=classes)
 
     def write_csv(self, path: Path) -> None:
-        """Write a manifest `path,label,split` that `sources.open_source` reads again."""
+        """Write a manifest `path,label,split` that `sources.read_manifest` reads again, exactly."""
         folders = [label.folder for label in self.classes]
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -98,7 +98,9 @@ class Catalogue:
                 writer.writerow([name, folders[label], SPLITS[split] if split >= 0 else ""])
 
 
-def build(root: Path, paths: Sequence[str], folders: Sequence[str], splits: Sequence[int]) -> Catalogue:
+def build(
+    root: Path, paths: Sequence[str], folders: Sequence[str], splits: Sequence[int]
+) -> Catalogue:
     """A catalogue of rows in three parallel sequences: path, class folder, split index or -1.
 
     Classes are those of the training split (of everything, where nothing is divided yet), in

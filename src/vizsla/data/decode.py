@@ -12,19 +12,25 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from vizsla.errors import PictureError
 
 # A 178-megapixel picture takes half a gigabyte in RGB; beyond it lies a decompression bomb.
 LARGEST_PIXELS = 178_956_970
 
-_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa")
+_TURNS = {  # by EXIF's orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _truncation_lock = threading.Lock()
 
 
@@ -52,7 +58,7 @@ def decode(
         raise
     except FileNotFoundError:
         raise PictureError(f"{_name(source)}: there is no such file.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise PictureError(f"{_name(source)} is not a picture, or its header is broken.") from None
     except Image.DecompressionBombError:
         raise PictureError(_bomb(source)) from None
@@ -65,6 +71,7 @@ def decode(
 def _open(source: str | PathLike[str] | bytes) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     if image.width * image.height > LARGEST_PIXELS:
+        image.close()
         raise PictureError(_bomb(source))
     return image
 
@@ -77,8 +84,17 @@ def _decode_opened(image: Image.Image, at_least_px: int | None, repair: bool) ->
             image.load()
     else:
         image.load()
-    upright: Image.Image = ImageOps.exif_transpose(image)
-    return _to_rgb(upright)
+    return _to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its metadata says; metadata that cannot be read says nothing."""
+    orientation = None
+    # Not ImageOps.exif_transpose: it writes all metadata anew, which fails on tags of an odd type.
+    with suppress(Exception):
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

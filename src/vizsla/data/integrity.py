@@ -54,7 +54,9 @@ class ClassImbalance:
         counts = facts.counts("train")
         ratio = float(counts.max() / max(counts.min(), 1))
         if ratio > self.threshold:
-            rare, common = (facts.classes[int(at)].folder for at in (counts.argmin(), counts.argmax()))
+            rare, common = (
+                facts.classes[int(at)].folder for at in (counts.argmin(), counts.argmax())
+            )
             yield Finding(
                 rule=self.name,
                 severity="warning",

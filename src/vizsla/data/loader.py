@@ -96,7 +96,9 @@ def collate(loaded: list[Loaded]) -> Batch:
     good = [item for item in loaded if item.pixels is not None]
     pixels = np.stack([item.pixels for item in good if item.pixels is not None]) if good else None
     return Batch(
-        torch.from_numpy(pixels) if pixels is not None else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
+        torch.from_numpy(pixels)
+        if pixels is not None
+        else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
         torch.tensor([item.label for item in good], dtype=torch.int64),
         torch.tensor([item.row for item in good], dtype=torch.int64),
         problems,
@@ -128,8 +130,9 @@ class EpochBatches:
     def batch_count(self) -> int:
         """Batches of a whole epoch."""
         whole, rest = divmod(len(self.rows), self.batch_size * self.world)
-        least = 1 if self.shuffle_seed is None else 2
-        return whole + int(rest >= least * self.world or (whole == 0 and rest >= self.world))
+        if self.shuffle_seed is None:
+            return whole + int(rest > 0)
+        return whole + int(rest >= 2 * self.world or (whole == 0 and rest >= self.world))
 
     def order(self) -> NDArray[np.int64]:
         """The rows of this epoch in their order."""
@@ -144,7 +147,9 @@ class EpochBatches:
     def __iter__(self) -> Iterator[list[Draw]]:
         order, span = self.order(), self.batch_size * self.world
         for batch in range(self.first_batch, self.batch_count):
-            positions = range(batch * span, min((batch + 1) * span, len(order)))[self.rank :: self.world]
+            positions = range(batch * span, min((batch + 1) * span, len(order)))[
+                self.rank :: self.world
+            ]
             yield [Draw(int(order[at]), self.epoch, at) for at in positions]
 
 
@@ -156,13 +161,15 @@ def build_loader(
     count = min(count, max(batches.batch_count, 1))
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=collate,
         num_workers=count,
         persistent_workers=count > 0,
         prefetch_factor=3 if count else None,
         worker_init_fn=_leave_signals_to_the_parent if count else None,
         pin_memory=torch.cuda.is_available(),
+        # Each pass draws a seed for its workers; from a generator of its own, not the caller's.
+        generator=torch.Generator(),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,7 @@ from vizsla.errors import DataError, nearest
 from vizsla.extras import require
 from vizsla.records import SPLITS
 
-PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif".split()
-)
+PICTURE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif".split())
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 _SPLIT_FOLDERS = {
     "train": 0, "training": 0, "valid": 1, "val": 1, "validation": 1, "test": 2, "testing": 2,
@@ -32,7 +30,8 @@ _SPLIT_FOLDERS = {
 def open_source(source: str | os.PathLike[str]) -> Catalogue:
     """The catalogue of a folder, an archive or a manifest.
 
-    Raises `DataError` where there is nothing, no picture, or only one class.
+    Raises `DataError` where there is nothing or no picture; a single class is refused when the
+    pictures are divided, since a model can well be evaluated on one.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -64,26 +63,31 @@ def _read(path: Path) -> Catalogue:
 
 
 def _read_folder(folder: Path) -> Catalogue:
+    while True:
+        folders, files = _children(folder)
+        splits = {
+            name: _SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in _SPLIT_FOLDERS
+        }
+        if 0 in splits.values():
+            return _read_classes(folder, list(splits.items()))
+        manifests = [folder / name for name in files if _is_manifest(name)]
+        fitting = [path for path in manifests if _has_needed_columns(path)]
+        if len(fitting) == 1:
+            return read_manifest(fitting[0])
+        if splits and len(splits) == len(folders):
+            raise DataError(
+                f"{folder} holds {', '.join(sorted(splits))} but no train folder. Add one, or "
+                "give a folder of classes alone and vizsla divides it."
+            )
+        if len(folders) != 1 or not _is_wrapper(folder / folders[0]):
+            return _read_classes(folder, [("", NO_SPLIT)])
+        folder = folder / folders[0]
+
+
+def _is_wrapper(folder: Path) -> bool:
+    """Whether an only folder is no class but holds the data set, as in dogImages.zip."""
     folders, files = _children(folder)
-    while len(folders) == 1 and not files and folders[0].lower() not in _SPLIT_FOLDERS:
-        deeper = folder / folders[0]
-        inner_folders, inner_files = _children(deeper)
-        if not inner_folders and not any(map(_is_manifest, inner_files)):
-            break  # one class alone; the check for a second one says so
-        folder, folders, files = deeper, inner_folders, inner_files
-    splits = {name: _SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in _SPLIT_FOLDERS}
-    if 0 in splits.values():
-        return _read_classes(folder, list(splits.items()))
-    manifests = [folder / name for name in files if _is_manifest(name)]
-    fitting = [path for path in manifests if _has_needed_columns(path)]
-    if len(fitting) == 1:
-        return read_manifest(fitting[0])
-    if splits and len(splits) == len(folders):
-        raise DataError(
-            f"{folder} holds {', '.join(sorted(splits))} but no train folder. Add one, or give "
-            "a folder of classes alone and vizsla divides it."
-        )
-    return _read_classes(folder, [("", NO_SPLIT)])
+    return bool(folders) or any(map(_is_manifest, files))
 
 
 def _read_classes(root: Path, parts: list[tuple[str, int]]) -> Catalogue:
@@ -95,6 +99,7 @@ def _read_classes(root: Path, parts: list[tuple[str, int]]) -> Catalogue:
         for class_folder in sorted(_children(base)[0]):
             prefix = f"{part}/{class_folder}" if part else class_folder
             found = sorted(_pictures_below(base / class_folder, prefix))
+            _check_names(found, root)
             paths += found
             folders += [class_folder] * len(found)
             splits += [split] * len(found)
@@ -114,9 +119,22 @@ def _pictures_below(folder: Path, prefix: str) -> Iterator[str]:
                 yield from _pictures_below(Path(entry.path), f"{prefix}/{name}")
 
 
+def _check_names(paths: list[str], root: Path) -> None:
+    """Raise `DataError` for a name that no text file could hold, such as the run's own."""
+    try:
+        "\n".join(paths).encode()
+    except UnicodeEncodeError:
+        name = next(path for path in paths if any("\ud800" <= sign <= "\udfff" for sign in path))
+        raise DataError(
+            f"The name of {os.fsencode(root / name)!r} is not valid UTF-8. Rename it, for instance "
+            "with convmv."
+        ) from None
+
+
 def _children(folder: Path) -> tuple[list[str], list[str]]:
     """Names of folders and files, without hidden ones and macOS's archive litter."""
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -132,29 +150,43 @@ def _is_manifest(name: str) -> bool:
 def _has_needed_columns(path: Path) -> bool:
     """Whether a table found beside pictures is a manifest, and not something else's notes."""
     if path.suffix.lower() == ".parquet":
-        return True
+        parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet manifest")
+        try:
+            header = {name.strip().lower() for name in parquet.read_schema(path).names}
+        except (ValueError, OSError):
+            return False
+        return {"path", "label"} <= header
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = {name.strip().lower() for name in next(csv.reader(file), [])}
+        try:
+            header = {name.strip().lower() for name in next(csv.reader(file), [])}
+        except csv.Error:
+            return False
     return {"path", "label"} <= header
 
 
-def read_manifest(path: Path) -> Catalogue:
-    """The catalogue of a `path,label[,split]` table; paths are relative to its folder."""
+def read_manifest(path: Path, *, exact: bool = False) -> Catalogue:
+    """The catalogue of a `path,label[,split]` table; paths are relative to its folder.
+
+    Blanks around a value are dropped, as people type them after commas; with `exact` they stay,
+    for a table that `Catalogue.write_csv` wrote.
+    """
     paths: list[str] = []
     folders: list[str] = []
     splits: list[int] = []
     known: dict[str, str] = {}
-    for line, (picture, label, split) in enumerate(_manifest_rows(path), start=2):
+    for line, picture, label, split in _manifest_rows(path):
+        if not exact:
+            picture, label, split = picture.strip(), label.strip(), split.strip()
         if not picture or not label:
             raise DataError(f"{path}, line {line}: a row needs a path and a label.")
         paths.append(picture)
         folders.append(known.setdefault(label, label))
         splits.append(_split_index(split, path, line))
-    if any(splits) and NO_SPLIT in splits and set(splits) != {NO_SPLIT}:
-        line = splits.index(NO_SPLIT) + 2
+    if NO_SPLIT in splits and set(splits) != {NO_SPLIT}:
         raise DataError(
-            f"{path}, line {line}: the split is empty though other rows have one. Fill it in "
-            "everywhere, or leave the column out and vizsla divides the pictures."
+            f"{path}: the split of {paths[splits.index(NO_SPLIT)]!r} is empty though other rows "
+            "have one. Fill it in everywhere, or leave the column out and vizsla divides the "
+            "pictures."
         )
     if paths and set(splits).isdisjoint({0, NO_SPLIT}):
         raise DataError(f"{path}: no row is of the split 'train'.")
@@ -173,7 +205,8 @@ def _split_index(name: str, path: Path, line: int) -> int:
     return index
 
 
-def _manifest_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+def _manifest_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Each row's line in the file (or number in a Parquet table), path, label and split."""
     try:
         if path.suffix.lower() == ".parquet":
             yield from _parquet_rows(path)
@@ -183,7 +216,7 @@ def _manifest_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         raise DataError(f"The manifest {path} cannot be read: {error}.") from None
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         columns = _columns(next(reader, []), path)
@@ -195,20 +228,22 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
                 raise DataError(
                     f"{path}, line {reader.line_num}: {len(row)} columns, but {width + 1} needed."
                 )
-            yield tuple("" if at is None else row[at].strip() for at in columns)  # type: ignore[misc]
+            yield reader.line_num, *("" if at is None else row[at] for at in columns)  # type: ignore[misc]
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
     parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet manifest")
     try:
         table: Any = parquet.ParquetFile(path)
         names = list(table.schema_arrow.names)
         columns = _columns(names, path)
+        number = 0
         for batch in table.iter_batches(columns=[names[at] for at in columns if at is not None]):
             values = batch.to_pydict()
             series = [values[names[at]] if at is not None else [""] * len(batch) for at in columns]
             for row in zip(*series, strict=True):
-                yield tuple("" if value is None else str(value) for value in row)  # type: ignore[misc]
+                number += 1
+                yield number, *("" if value is None else str(value) for value in row)  # type: ignore[misc]
     except (ValueError, KeyError) as error:  # pyarrow's errors derive from these
         if isinstance(error, DataError):
             raise

@@ -74,7 +74,8 @@ class Preprocessing:
     def scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Per channel, the factors of `normalise`: bytes * scale - shift."""
         std = np.asarray(self.std, np.float32)
-        return 1 / (np.float32(255) * std), np.asarray(self.mean, np.float32) / std
+        scale = (1 / (np.float32(255) * std)).astype(np.float32)
+        return scale, (np.asarray(self.mean, np.float32) / std).astype(np.float32)
 
     def _center(self, image: Image.Image) -> Image.Image:
         # Only the part that survives the crop is resized: the same values, a quarter less work.

@@ -20,15 +20,18 @@ from typing import Any
 
 import onnx
 import onnxscript.optimizer
-import timm
 import torch
 from torch import nn
 
+from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
 from vizsla.data.archive import cache_folder
 from vizsla.errors import StorageError, WorkError
 from vizsla.runs.files import write_whole
 
-_GRAPH_VERSION = 1
+# isort: split
+import timm
+
+_GRAPH_VERSION = 2
 OPSET = 18
 
 
@@ -100,14 +103,20 @@ def _write_bare(graph: onnx.ModelProto, weights: set[str], path: Path) -> None:
     with contextlib.suppress(StorageError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         data = bare.SerializeToString()
-        write_whole(path, lambda file: file.write(data))
+        write_whole(path, lambda file: file.write(hashlib.sha256(data).digest() + data))
 
 
 def _read(path: Path) -> onnx.ModelProto | None:
+    """The kept graph, or None where there is none or it is damaged: tracing again cures that."""
     try:
-        return onnx.load(path) if path.exists() else None
-    except Exception:  # whatever is wrong with a cached file, tracing again cures it
+        content = path.read_bytes()
+    except OSError:
         return None
+    # A damaged graph may well parse, and answer wrongly; so its hash stands before it.
+    digest, data = content[:32], content[32:]
+    if hashlib.sha256(data).digest() != digest:
+        return None
+    return onnx.load_model_from_string(data)
 
 
 def _graph_path(
@@ -116,7 +125,7 @@ def _graph_path(
     versions = [_GRAPH_VERSION, OPSET, torch.__version__, timm.__version__, onnxscript.__version__]
     key = json.dumps([architecture, arguments, class_count, size_px, versions], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:20]
-    return cache_folder() / "graphs" / f"{architecture.replace(os.sep, '_')}-{digest}.onnx"
+    return cache_folder() / "graphs" / f"{architecture.replace(os.sep, '_')}-{digest}.graph"
 
 
 def _class_count(module: nn.Module) -> int:

@@ -18,7 +18,10 @@ LARGEST_DIFFERENCE = 1e-4
 
 
 def verify_onnx(
-    module: nn.Module, path: Path, inputs: NDArray[np.float32], threshold: float = LARGEST_DIFFERENCE
+    module: nn.Module,
+    path: Path,
+    inputs: NDArray[np.float32],
+    threshold: float = LARGEST_DIFFERENCE,
 ) -> list[Finding]:
     """Compare the probabilities of `path` with the module's on real `inputs` (n, 3, h, w)."""
     with torch.inference_mode():

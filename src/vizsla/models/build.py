@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
@@ -22,6 +23,7 @@ from vizsla.settings import ModelSettings, PictureSettings
 # isort: split
 import timm
 from timm.data import resolve_model_data_config
+from timm.models import get_arch_pretrained_cfgs
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,16 @@ class Network:
     weights_hash: str | None
 
 
-def build_network(
-    settings: ModelSettings, pictures: PictureSettings, class_count: int
-) -> Network:
+def build_network(settings: ModelSettings, pictures: PictureSettings, class_count: int) -> Network:
     """The network of `settings`, its head made for `class_count` classes.
 
     Raises `ModelError` for an unknown architecture, weights that do not fit, or a hub that
     cannot be reached. Random weights are drawn from torch's global generator: seed it before.
     """
     check_architecture(settings.model)
-    local = None if settings.weights in ("pretrained", "none") else read_weights(Path(settings.weights))
+    local = (
+        None if settings.weights in ("pretrained", "none") else read_weights(Path(settings.weights))
+    )
     arguments = _arguments(settings, pictures, local)
     if settings.weights == "pretrained":
         file, origin = fetch_pretrained(settings.model)
@@ -64,6 +66,8 @@ def build_network(
         if local is not None:
             _start_head(module)
             local.load_into(module)
+    if pictures.size_px is not None:
+        _check_size(module, settings.model, pictures.size_px)
     return Network(
         module=module,
         architecture=settings.model,
@@ -87,6 +91,13 @@ def check_architecture(name: str) -> None:
         raise ModelError(
             f"There is no architecture {name!r}.{nearest(base, timm.list_models())} "
             "All names: python -c 'import timm; print(*timm.list_models(), sep=chr(10))'"
+        )
+    base, _, tag = name.partition(".")
+    known = list(get_arch_pretrained_cfgs(base))
+    if tag and name not in known:
+        raise ModelError(
+            f"The architecture {base} has no weights called {tag!r}. There are: "
+            f"{', '.join(known) or 'none'}."
         )
 
 
@@ -117,9 +128,24 @@ def _create(architecture: str, class_count: int, arguments: dict[str, Any]) -> n
         ) from None
     except AssertionError as error:
         raise SettingError(f"{architecture} cannot be built with {arguments}: {error}.") from None
-    if not hasattr(module, "get_classifier") or not list(module.get_classifier().parameters()):
+    if not head_names(module):
         raise ModelError(f"{architecture} has no classifier to train; choose another architecture.")
     return module
+
+
+def _check_size(module: nn.Module, architecture: str, size_px: int) -> None:
+    """Raise `SettingError` unless pictures of that size go through the network."""
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, 3, size_px, size_px))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise SettingError(
+            f"size_px is {size_px}, but {architecture} cannot take pictures of that size: "
+            f"{str(error).strip().rstrip('.')}. Leave it out for the size that the network was "
+            "made for, or try a multiple of 32."
+        ) from None
+    finally:
+        module.train()
 
 
 def _start_head(module: nn.Module) -> None:
@@ -127,7 +153,9 @@ def _start_head(module: nn.Module) -> None:
     short training of the head alone never recovers from (86 % instead of 98 % on pets)."""
     for name, parameter in module.named_parameters():
         if name in head_names(module):
-            nn.init.normal_(parameter, std=0.01) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+            nn.init.normal_(parameter, std=0.01) if parameter.ndim > 1 else nn.init.zeros_(
+                parameter
+            )
 
 
 def _preprocessing(

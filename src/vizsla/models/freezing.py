@@ -100,7 +100,9 @@ def stages(module: nn.Module) -> list[list[str]]:
 def boundaries(names: list[str]) -> list[str]:
     """Module prefixes worth naming to a person: the first level and, for containers, the second."""
     first = list(dict.fromkeys(name.split(".")[0] for name in names))
-    second = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names if name.count(".") > 1))
+    second = list(
+        dict.fromkeys(".".join(name.split(".")[:2]) for name in names if name.count(".") > 1)
+    )
     return first + [name for name in second if name.split(".")[1].isdecimal()]
 
 

@@ -68,9 +68,7 @@ class WeightsFile:
             raise ModelError(self._misfit(type(module).__name__, missing, surplus, odd))
         module.load_state_dict(given, strict=False)
 
-    def _misfit(
-        self, network: str, missing: list[str], surplus: list[str], odd: list[str]
-    ) -> str:
+    def _misfit(self, network: str, missing: list[str], surplus: list[str], odd: list[str]) -> str:
         parts = [
             f"{len(names)} tensors {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
             for names, what in (
@@ -101,10 +99,12 @@ class WeightsFile:
         except ValueError as error:
             raise ModelError(f"The metadata of {self.path} cannot be read: {error}.") from None
         interpolation = self.metadata.get("interpolation", known.interpolation)
-        if interpolation not in _INTERPOLATIONS or not 0 < known.crop_pct <= 1 or min(known.std) <= 0:
+        possible = interpolation in _INTERPOLATIONS and known.size_px in range(1, 4097)
+        if not (possible and 0 < known.crop_pct <= 1 and min(known.std) > 0):
             raise ModelError(
-                f"The metadata of {self.path} asks for interpolation {interpolation!r}, crop_pct "
-                f"{known.crop_pct} and std {known.std}; that is not possible."
+                f"The metadata of {self.path} asks for size {known.size_px}, interpolation "
+                f"{interpolation!r}, crop_pct {known.crop_pct} and std {known.std}; that is not "
+                "possible."
             )
         return replace(known, interpolation=interpolation)
 
@@ -148,14 +148,19 @@ def _unpickled(path: Path) -> Mapping[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ModelError(
-            f"The weights file {path} holds more than numbers (code or whole objects) and was not "
-            "loaded. Save its state dict again with torch.save(model.state_dict(), …), or as "
-            ".safetensors."
+            f"The weights file {path} holds more than numbers (code or whole objects), or is "
+            "damaged, and was not loaded. Save its state dict again with "
+            "torch.save(model.state_dict(), …), or as .safetensors."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The weights file {path} cannot be read: {error}.") from None
+    # On damaged bytes the restricted unpickler lets many kinds of error through (struct, Index,
+    # Assertion, Runtime, EOF, …): each means that the file cannot be read.
+    except Exception as error:
+        why = str(error) or type(error).__name__
+        raise ModelError(f"The weights file {path} cannot be read: {why}.") from None
     while isinstance(content, dict):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
+        inner = next(
+            (content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None
+        )
         if inner is None:
             break
         content = inner
@@ -188,6 +193,3 @@ def head_names(module: nn.Module) -> list[str]:
         if any(part is classifier for classifier in parts)
         for name in part.state_dict()
     ]
-
-
-

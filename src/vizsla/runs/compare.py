@@ -34,7 +34,8 @@ def compare_runs(runs: list[RunFolder]) -> Comparison:
         names=tuple(run.name for run in runs),
         settings={key: row for key, row in rows.items() if len(set(row)) > 1},
         figures=_figures(runs),
-        same_data=len({(fact["data"]["fingerprint"], fact["data"]["division"]) for fact in facts}) == 1,
+        same_data=len({(fact["data"]["fingerprint"], fact["data"]["division"]) for fact in facts})
+        == 1,
     )
 
 

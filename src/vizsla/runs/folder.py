@@ -31,7 +31,7 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
-from vizsla.errors import RunError
+from vizsla.errors import RunError, StorageError
 from vizsla.findings import Finding
 from vizsla.records import EpochRecord, PictureProblem, SplitMetrics
 from vizsla.runs.files import append_lines, read_lines, storage_error, write_json, write_text
@@ -109,6 +109,8 @@ class RunFolder:
             raise RunError(
                 f"The run {self.path} is being trained by another process; wait for it or stop it."
             ) from None
+        except OSError as error:
+            raise storage_error(self.path / ".lock", error) from error
         try:
             yield
         finally:
@@ -116,7 +118,9 @@ class RunFolder:
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Write `run.toml`, which makes the folder a run."""
-        write_text(self.path / "run.toml", tomli_w.dumps({"format_version": FORMAT_VERSION, **facts}))
+        write_text(
+            self.path / "run.toml", tomli_w.dumps({"format_version": FORMAT_VERSION, **facts})
+        )
 
     def facts(self) -> dict[str, Any]:
         """The content of `run.toml`."""
@@ -191,8 +195,12 @@ class RunFolder:
                 return "interrupted"
         except RunError:
             return "running"
+        except StorageError:  # nobody can be training in a folder that cannot be written
+            return "interrupted"
 
-    def _write_table(self, name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
+    def _write_table(
+        self, name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]
+    ) -> None:
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(header)

@@ -23,13 +23,15 @@ FORMAT_VERSION = 1
 class Progress:
     """Where the training stands. `epoch` is the one in progress, from 0; `batch` the next in it.
 
-    `step` counts updates over the whole run. `best_value` is oriented so that larger is better.
+    `step` counts updates over the whole run. `best_value` is oriented so that larger is better;
+    `best_loss` decides between equals.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     best_value: float | None = None
+    best_loss: float = 0.0
     best_epoch: int = 0
     epochs_without_better: int = 0
     epoch_seconds: float = 0.0
@@ -95,6 +97,13 @@ class CheckpointStore:
             return None
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            EOFError,
+            OSError,
+            ValueError,
+            KeyError,
+            pickle.UnpicklingError,
+        ) as error:
             raise RunError(f"The checkpoint {path} is damaged: {error}.") from None
         return content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,14 +75,14 @@ class SplitEvaluation:
     sums: MetricSums
     problems: list[PictureProblem]
     rows: list[int] = field(default_factory=list)
-    probabilities: list[np.ndarray] = field(default_factory=list)  # type: ignore[type-arg]
+    probabilities: list[np.ndarray] = field(default_factory=list)
 
 
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
     batches: Iterable[Batch],
-    inputs: InputMaker,
+    inputs: Callable[[torch.Tensor], torch.Tensor],
     class_count: int,
     accelerator: Accelerator,
     *,

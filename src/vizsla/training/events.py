@@ -60,6 +60,9 @@ class Observer:
     def on_start(self, facts: TrainingFacts, **more: Any) -> None:
         """Before the first step, also of a resumed run."""
 
+    def on_features(self, passes: Any, **more: Any) -> None:
+        """The frozen trunk has been computed for every view (a `TrunkPasses`)."""
+
     def on_step(self, facts: StepFacts, **more: Any) -> None:
         """After an update."""
 

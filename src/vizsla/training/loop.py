@@ -46,6 +46,7 @@ class Trainer:
         self._s.observers.on_start(self._s.facts(self._progress.epoch))
         try:
             with stop_requests() as stop:
+                self._fill_features(stop)
                 while not self._finished():
                     self._train_epoch(stop)
                     self._close_epoch()
@@ -53,10 +54,20 @@ class Trainer:
         finally:
             self._s.observers.on_end()
 
+    def _fill_features(self, stop: StopRequest) -> None:
+        """Compute the frozen trunk once for every view, where its outputs are kept."""
+        setup = self._s
+        if setup.features is None or self._finished():
+            return
+        passes, problems = setup.features.fill(lambda: stop.signal_number is not None)
+        setup.tell_problems(problems)
+        self._leave_if_asked(stop)
+        setup.observers.on_features(passes)
+
     def _train_epoch(self, stop: StopRequest) -> None:
         setup, progress = self._s, self._progress
         setup.train_batches.epoch, setup.train_batches.first_batch = progress.epoch, progress.batch
-        set_training_mode(setup.network)
+        set_training_mode(setup.trained)
         every = setup.recipe.checkpoint_every
         started = time.perf_counter()
         for group, wait_seconds in self._groups():
@@ -148,7 +159,8 @@ class Trainer:
         )
         setup.observers.on_epoch(record)
         if better and setup.accelerator.is_main_process:
-            setup.checkpoints.save_best(weights_of(setup.answering))
+            averaged = setup.average.module if setup.average is not None else None
+            setup.checkpoints.save_best(weights_of(averaged or setup.network))
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.epoch_seconds = progress.epoch_wait_seconds = 0.0
         self._sums = self._fresh_sums()
@@ -157,7 +169,7 @@ class Trainer:
     def _validate(self) -> SplitMetrics:
         setup = self._s
         evaluation = evaluate(
-            setup.answering,
+            setup.judged,
             setup.valid_loader,
             setup.inputs,
             len(setup.catalogue.classes),
@@ -174,9 +186,11 @@ class Trainer:
         progress = self._progress
         figure = getattr(valid, self._s.recipe.monitor)
         value = -figure if self._s.recipe.monitor == "loss" else figure
-        better = progress.best_value is None or value > progress.best_value
+        best = (progress.best_value, -progress.best_loss)
+        better = progress.best_value is None or (value, -valid.loss) > best
         if better:
-            progress.best_value, progress.best_epoch = value, progress.epoch + 1
+            progress.best_value, progress.best_loss = value, valid.loss
+            progress.best_epoch = progress.epoch + 1
         progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
         return better
 

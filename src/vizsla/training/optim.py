@@ -28,7 +28,9 @@ def peak_rate(recipe: Recipe) -> float:
     return rates[{"head": 0, "all": 2}.get(recipe.unfreeze, 1)]
 
 
-def learning_rate(settings: OptimizerSettings, peak: float, step: int, per_epoch: int, epochs: int) -> float:
+def learning_rate(
+    settings: OptimizerSettings, peak: float, step: int, per_epoch: int, epochs: int
+) -> float:
     """The rate of update `step`, counted from 0, of `epochs` epochs of `per_epoch` updates.
 
     Warm-up rises linearly to `peak`. After it `cosine` falls to zero over what remains (Loshchilov
@@ -58,7 +60,9 @@ def _glide(start: float, end: float, share: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings, rate: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, settings: OptimizerSettings, rate: float
+) -> torch.optim.Optimizer:
     """timm's optimiser over the parameters that train; biases and norms do not decay."""
     arguments: dict[str, float] = {}
     name: str = settings.optimizer

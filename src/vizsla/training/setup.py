@@ -7,37 +7,29 @@ from the parts that make them. The loop then reads as prose.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader
 
 from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
-from vizsla.data.augment import Variation
 from vizsla.data.catalogue import Catalogue
-from vizsla.data.loader import (
-    Batch,
-    EpochBatches,
-    PictureDataset,
-    build_loader,
-    inverse_frequency,
-)
+from vizsla.data.loader import Batch, EpochBatches, inverse_frequency
 from vizsla.errors import DataError
 from vizsla.models.build import Network
 from vizsla.models.freezing import FreezePolicy, plan_freezing
+from vizsla.models.partition import partition
 from vizsla.records import PictureProblem
 from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
-from vizsla.training.evaluation import InputMaker
 from vizsla.training.events import Observers, TrainingFacts
+from vizsla.training.feed import Feed, build_feed
+from vizsla.training.frozen_features import FrozenFeatures
 from vizsla.training.mixing import BatchMixer, build_loss
 from vizsla.training.optim import build_optimizer, peak_rate
 
@@ -47,31 +39,33 @@ from timm.utils import ModelEmaV3
 
 @dataclass
 class Setup:
-    """The parts of one training. `network` is the bare module, `trained` what computes it in
-    training (compiled, distributed), `answering` what is evaluated (its average, where kept)."""
+    """The parts of one training.
+
+    `network` is the bare module and `average` its moving average, where one is kept. `trained`
+    and `judged` compute them in training and validation: whole or, with `features`, as tails
+    that begin where the kept outputs of the frozen trunk end.
+    """
 
     recipe: Recipe
     catalogue: Catalogue
     accelerator: Accelerator
     network: nn.Module
     trained: nn.Module
+    judged: nn.Module
+    features: FrozenFeatures | None
     average: ModelEmaV3 | None
     policy: FreezePolicy
     optimizer: torch.optim.Optimizer
     peak_rate: float
     loss: nn.Module
     mixer: BatchMixer
-    inputs: InputMaker
+    inputs: Callable[[torch.Tensor], torch.Tensor]
     train_batches: EpochBatches
-    train_loader: DataLoader[Batch]
-    valid_loader: DataLoader[Batch]
+    train_loader: Iterable[Batch]
+    valid_loader: Iterable[Batch]
     checkpoints: CheckpointStore
     observers: Observers
     _told: set[str] = field(default_factory=set)
-
-    @property
-    def answering(self) -> nn.Module:
-        return self.average.module if self.average is not None else self.network
 
     @property
     def steps_per_epoch(self) -> int:
@@ -118,38 +112,53 @@ def prepare(
     accelerator: Accelerator,
 ) -> Setup:
     """The parts of a training of `network` on `catalogue`."""
-    device = accelerator.device
+    device, class_count = accelerator.device, len(catalogue.classes)
     module = network.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     policy = plan_freezing(module, recipe.unfreeze)
     policy.apply(module)
     average = ModelEmaV3(module, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     rate = peak_rate(recipe)
     optimizer = build_optimizer(module, recipe, rate)
-    compiled = torch.compile(module) if recipe.compile else module
-    trained, optimizer = accelerator.prepare(compiled, optimizer)
-    train_batches, train_loader = _train_loader(network, catalogue, recipe, accelerator)
-    # Each process validates its share; the sums are put together.
-    valid_rows = catalogue.rows("valid")[accelerator.process_index :: accelerator.num_processes]
-    class_count = len(catalogue.classes)
+    feed = build_feed(module, network.preprocessing, catalogue, recipe, policy, accelerator)
+    computing = feed.tail or module
+    trained, optimizer = accelerator.prepare(
+        torch.compile(computing) if recipe.compile else computing, optimizer
+    )
     return Setup(
         recipe=recipe,
         catalogue=catalogue,
         accelerator=accelerator,
         network=module,
         trained=trained,
+        judged=_judged(average, feed, policy, network.preprocessing.size_px) or computing,
+        features=feed.features,
         average=average,
         policy=policy,
         optimizer=optimizer,
         peak_rate=rate,
         loss=build_loss(recipe.label_smoothing, _class_weights(catalogue, recipe, device)),
         mixer=BatchMixer(recipe, class_count, device),
-        inputs=InputMaker(network.preprocessing, device),
-        train_batches=train_batches,
-        train_loader=train_loader,
-        valid_loader=evaluation_loader(network, catalogue, recipe, valid_rows),
+        inputs=feed.inputs,
+        train_batches=feed.train_batches,
+        train_loader=feed.train,
+        valid_loader=feed.valid,
         checkpoints=checkpoints,
         observers=observers,
     )
+
+
+def _judged(
+    average: ModelEmaV3 | None, feed: Feed, policy: FreezePolicy, size_px: int
+) -> nn.Module | None:
+    """What computes the moving average: the whole of it, or its tail where features are kept."""
+    if average is None:
+        return None
+    module: nn.Module = average.module
+    if feed.features is None:
+        return module
+    halves = partition(module, policy.trainable, size_px)
+    assert halves is not None  # it is the network's copy, and that was cut
+    return halves.tail
 
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
@@ -176,35 +185,6 @@ def computes_bf16(device: torch.device) -> bool:
         probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return False
-
-
-def _train_loader(
-    network: Network, catalogue: Catalogue, recipe: Recipe, accelerator: Accelerator
-) -> tuple[EpochBatches, DataLoader[Batch]]:
-    rows = catalogue.rows("train")
-    chances = None
-    if recipe.class_balance == "sampling":
-        labels = catalogue.labels[rows]
-        chances = inverse_frequency(labels, len(catalogue.classes))[labels]
-    batches = EpochBatches(
-        rows=rows,
-        batch_size=recipe.batch_size,
-        shuffle_seed=recipe.seed,
-        chances=chances,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    variation = Variation(recipe, network.preprocessing, recipe.seed)
-    dataset = PictureDataset(catalogue, network.preprocessing, recipe.corrupt, variation)
-    return batches, build_loader(dataset, batches, recipe.workers)
-
-
-def evaluation_loader(
-    network: Network, catalogue: Catalogue, recipe: Recipe, rows: NDArray[np.int64]
-) -> DataLoader[Batch]:
-    """The pictures of `rows` as they are, in that order."""
-    dataset = PictureDataset(catalogue, network.preprocessing, recipe.corrupt)
-    return build_loader(dataset, EpochBatches(rows, recipe.batch_size), recipe.workers)
 
 
 def _class_weights(

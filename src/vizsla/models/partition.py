@@ -1,0 +1,182 @@
+"""Cutting a network in two where training begins: a trunk that stays and a tail that trains.
+
+The network is traced with torch.fx and cut at the last place before the first trainable
+parameter where a single tensor passes. Both halves use the network's own modules, so that
+training the tail trains the network. What does not trace, or does not compute the same in two
+halves, is left whole, and the caller is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
+from vizsla.models.freezing import set_training_mode
+
+# isort: split
+from timm.models import get_notrace_functions, get_notrace_modules
+from torchvision.models.feature_extraction import NodePathTracer
+
+
+class Tail(nn.Module):
+    """The training half. Python branches on `training` are fixed by tracing, so it holds one
+    graph for each mode, over the same modules."""
+
+    def __init__(self, in_training: fx.GraphModule, in_evaluation: fx.GraphModule) -> None:
+        super().__init__()
+        self.in_training = in_training
+        self.in_evaluation = in_evaluation
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        graph = self.in_training if self.training else self.in_evaluation
+        logits: torch.Tensor = graph(features)
+        return logits
+
+
+@dataclass(frozen=True)
+class Partition:
+    """`tail(trunk(x))` computes the network; `boundary` names the last module of the trunk."""
+
+    trunk: fx.GraphModule
+    tail: Tail
+    boundary: str
+
+
+def partition(module: nn.Module, trainable: Collection[str], size_px: int) -> Partition | None:
+    """Cut `module` before the first of the `trainable` parameters (names).
+
+    None where nothing is frozen before it, or the network cannot be cut. The module's training
+    mode is left as `set_training_mode` would have it.
+    """
+    try:
+        set_training_mode(module)
+        traced, names = _traced(module)
+        boundary = _boundary(traced, module, trainable)
+        if boundary is None:
+            return None
+        place = names[boundary]
+        tail_training = _halves(module, traced, boundary)[1]
+        module.eval()
+        traced, names = _traced(module)
+        boundary = next(node for node in traced if names.get(node) == place)
+        trunk, tail_evaluating = _halves(module, traced, boundary)
+    # Networks are arbitrary code, and tracing may fail in any way that code can.
+    except Exception:
+        return None
+    finally:
+        set_training_mode(module)
+    halves = Partition(trunk, Tail(tail_training, tail_evaluating), place)
+    same = list(trunk.parameters()) and _computes_the_same(module, halves, size_px)
+    set_training_mode(module)
+    return halves if same else None
+
+
+def _traced(module: nn.Module) -> tuple[list[fx.Node], dict[fx.Node, str]]:
+    """The nodes of the module in its present mode, and the module that each comes from."""
+    tracer = NodePathTracer(
+        leaf_modules=tuple(get_notrace_modules()), autowrap_functions=tuple(get_notrace_functions())
+    )
+    nodes = list(tracer.trace(module).nodes)
+    return nodes, {node: tracer.node_to_qualname.get(node, node.name) for node in nodes}
+
+
+def _boundary(
+    nodes: list[fx.Node], module: nn.Module, trainable: Collection[str]
+) -> fx.Node | None:
+    """The last single value before anything that trains or is drawn by chance; None if there is
+    none but the input itself."""
+    first = next(
+        at
+        for at, node in enumerate(nodes)
+        if _trains(node, module, trainable) or _drops(node, module)
+    )
+    for at in range(first, 0, -1):
+        crossing = _crossing(nodes, at)
+        if len(crossing) == 1:
+            return crossing[0] if crossing[0].op != "placeholder" else None
+    return None
+
+
+def _trains(node: fx.Node, module: nn.Module, trainable: Collection[str]) -> bool:
+    if node.op == "get_attr":
+        return str(node.target) in trainable
+    if node.op != "call_module":
+        return False
+    part = module.get_submodule(str(node.target))
+    return any(f"{node.target}.{name}" in trainable for name, _ in part.named_parameters())
+
+
+def _drops(node: fx.Node, module: nn.Module) -> bool:
+    """Whether the node drops values by chance, so that what follows it differs every time."""
+    if node.op == "call_module":
+        part = module.get_submodule(str(node.target))
+        return isinstance(part, _DropoutNd) and part.training and part.p > 0
+    if node.target in (nn.functional.dropout, nn.functional.scaled_dot_product_attention):
+        share = node.kwargs.get("p", node.kwargs.get("dropout_p", 0))
+        return bool(node.kwargs.get("training", True) and share)
+    return False
+
+
+def _crossing(nodes: list[fx.Node], at: int) -> list[fx.Node]:
+    """Values made before position `at` and used from there on, constants aside."""
+    later = set(nodes[at:])
+    return [
+        node
+        for node in nodes[:at]
+        if not (_is_constant(node, nodes) or later.isdisjoint(node.users))
+    ]
+
+
+def _is_constant(node: fx.Node, nodes: list[fx.Node]) -> bool:
+    """Parameters, and optional inputs of the network, which stay at their defaults."""
+    return node.op == "get_attr" or (node.op == "placeholder" and node is not nodes[0])
+
+
+def _halves(
+    module: nn.Module, nodes: list[fx.Node], boundary: fx.Node
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """What leads to `boundary`, and what follows from it, over the module's own parts."""
+    cut = nodes.index(boundary) + 1
+    following = set(nodes[cut:])
+    trunk, tail = fx.Graph(), fx.Graph()
+    in_trunk: dict[fx.Node, Any] = {}
+    in_tail: dict[fx.Node, Any] = {boundary: tail.placeholder("features")}
+    for node in nodes[:cut]:
+        _copy(node, nodes, trunk, in_trunk)
+        if _is_constant(node, nodes) and not following.isdisjoint(node.users):
+            _copy(node, nodes, tail, in_tail)
+    trunk.output(in_trunk[boundary])
+    for node in nodes[cut:]:
+        _copy(node, nodes, tail, in_tail)
+    return fx.GraphModule(module, trunk), fx.GraphModule(module, tail)
+
+
+def _copy(node: fx.Node, nodes: list[fx.Node], graph: fx.Graph, copies: dict[fx.Node, Any]) -> None:
+    if node.op == "placeholder" and node is not nodes[0]:
+        copies[node] = node.args[0] if node.args else None
+    else:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+
+
+@torch.no_grad()
+def _computes_the_same(module: nn.Module, halves: Partition, size_px: int) -> bool:
+    """Whether two batch sizes give the network's own logits (a trace may have fixed one)."""
+    device = next(module.parameters()).device
+    module.eval()
+    halves.tail.eval()
+    try:
+        for count in (2, 3):
+            example = torch.linspace(-1, 1, count * 3 * size_px * size_px, device=device)
+            example = example.view(count, 3, size_px, size_px)
+            expected, got = module(example), halves.tail(halves.trunk(example))
+            if not torch.allclose(expected, got, rtol=1e-4, atol=1e-4):
+                return False
+    except Exception:  # as in tracing
+        return False
+    return True
