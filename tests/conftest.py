@@ -18,6 +18,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = Recipe(model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=2, workers=0)
 
 
+# Networks this small only wait for one another's threads; child processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the session's own; child processes inherit it."""

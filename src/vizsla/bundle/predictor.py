@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vizsla.bundle.format import ONNX_FILE, BundleFacts, check_files, read_facts
-from vizsla.data.decode import decode
+from vizsla.data.decode import decode, to_rgb
 from vizsla.errors import BundleError, PictureError, SettingError
 from vizsla.metrics import log_softmax
 from vizsla.records import Prediction, RankedClass
@@ -44,6 +44,12 @@ class Predictor:
         # ONNX Runtime's own exceptions share no public base.
         except Exception as error:
             raise BundleError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+        answers = self._session.get_outputs()[0].shape[-1]
+        if answers != len(facts.classes):
+            raise BundleError(
+                f"{path} tells {answers} classes apart and bundle.json names {len(facts.classes)}; "
+                "the bundle is not whole."
+            )
 
     @overload
     def predict(self, pictures: Picture, top_k: int = 5) -> Prediction: ...
@@ -73,7 +79,7 @@ class Predictor:
         """The network's input (3, size, size) for a picture."""
         preprocessing = self.facts.preprocessing
         if isinstance(picture, Image.Image):
-            image = picture.convert("RGB")
+            image = to_rgb(picture)
         else:
             image = decode(picture, at_least_px=preprocessing.decode_px)
         return preprocessing.normalise(np.asarray(preprocessing.fit(image)))

@@ -6,6 +6,9 @@ SageMaker's metric expressions (and grep) read.
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +21,31 @@ from vizsla.runs.folder import RunFolder
 from vizsla.training.events import Observer, StepFacts, TrainingFacts
 
 
+class _UnbreakableConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output (head, say) has left; the training goes on in silence."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class TrainingDisplay(Observer):
     """Shows a training while it runs. A context manager: leaving it restores the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        # Of several processes one speaks; each would print the same.
+        quiet = os.environ.get("RANK", "0") != "0"
+        self._console = console or _UnbreakableConsole(highlight=False, quiet=quiet)
         self._live: Live | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]}"),
+            TextColumn("{task.completed}/{task.total}, loss {task.fields[loss]}"),
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._skipped = 0
+        self._skipped = self._steps = 0
+        self._next_update = 0.0
+        self._table_begun = False
         self.run_path: Path | None = None
 
     def __enter__(self) -> TrainingDisplay:
@@ -53,6 +67,7 @@ class TrainingDisplay(Observer):
 
     def on_start(self, facts: TrainingFacts, **more: Any) -> None:
         share = facts.trained_numbers / facts.all_numbers
+        self._steps = facts.steps_per_epoch
         self._print(
             f"training  {facts.trained_numbers:,} of {facts.all_numbers:,} weights ({share:.1%}), "
             f"{facts.epochs} epochs of {facts.steps_per_epoch} steps of {facts.batch_size} "
@@ -60,11 +75,14 @@ class TrainingDisplay(Observer):
         )
         if facts.first_epoch:
             self._print(f"resuming  in epoch {facts.first_epoch + 1}")
-        self._print(_header())
         if self._console.is_terminal:
             self._task = self._bar.add_task("", total=facts.steps_per_epoch, loss="-")
             self._live = Live(self._bar, console=self._console, transient=True)
             self._live.start()
+
+    def on_trunk_progress(self, passes: int, of: int, **more: Any) -> None:
+        if self._live is not None:
+            self._bar.update(self._task, description="trunk", completed=passes, total=of)
 
     def on_features(self, passes: Any, **more: Any) -> None:
         self._print(
@@ -72,20 +90,28 @@ class TrainingDisplay(Observer):
             f"passes, {passes.seconds:.0f} s, {passes.memory_bytes / 1e6:,.0f} MB; epochs train "
             "the tail on its outputs"
         )
+        if self._live is not None:
+            self._bar.update(self._task, completed=0, total=self._steps)
 
     def on_step(self, facts: StepFacts, **more: Any) -> None:
-        if self._live is not None:
-            self._bar.update(
-                self._task,
-                description=f"epoch {facts.epoch}",
-                completed=facts.step_in_epoch,
-                loss=f"{float(facts.loss):.4f}",
-            )
+        # Reading a loss waits for the device, so only as often as an eye can follow.
+        if self._live is None or time.monotonic() < self._next_update:
+            return
+        self._next_update = time.monotonic() + 0.25
+        self._bar.update(
+            self._task,
+            description=f"epoch {facts.epoch}",
+            completed=facts.step_in_epoch,
+            loss=f"{float(facts.loss):.4f}",
+        )
 
     def on_problems(self, problems: list[PictureProblem], **more: Any) -> None:
         self._skipped += len(problems)
 
     def on_epoch(self, record: EpochRecord, **more: Any) -> None:
+        if not self._table_begun:
+            self._print(_header())
+            self._table_begun = True
         self._print(_row(record))
         self._print(
             f"train:loss={record.train.loss:.6f} train:accuracy={record.train.accuracy:.6f} "

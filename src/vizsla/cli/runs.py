@@ -30,7 +30,10 @@ def list_(*, runs: Path = Path("runs")) -> None:
         print(f"No runs in {runs}. Make one with: vizsla train PICTURES")
         return
     unread: list[RunError] = []
-    table = Table("run", "status", "model", "trains", "epochs", "best val top-1", "test top-1")
+    # Without lines, and without the model (the name has it), a row fits 80 columns uncut.
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "status", "trains", "epochs", "best val", "test"):
+        table.add_column(title, no_wrap=True)
     for run in found:
         try:
             recipe = RunFolder.open(run.path).facts()["recipe"]
@@ -43,7 +46,6 @@ def list_(*, runs: Path = Path("runs")) -> None:
         table.add_row(
             run.name,
             run.status(),
-            recipe["model"],
             recipe["unfreeze"],
             f"{len(epochs)}/{recipe['epochs']}",
             _share(best),
@@ -64,7 +66,7 @@ def compare(*runs: Path) -> None:
         Two or more runs' folders.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from vizsla.runs.compare import compare_runs
     from vizsla.runs.folder import RunFolder
@@ -72,7 +74,7 @@ def compare(*runs: Path) -> None:
     if len(runs) < 2:
         raise RunError(f"Comparing needs two runs or more, and {len(runs)} were given.")
     comparison = compare_runs([RunFolder.open(path) for path in runs])
-    table = Table("", *comparison.names)
+    table = Table("", *(Column(name, overflow="fold") for name in comparison.names))
     for name, row in comparison.settings.items():
         table.add_row(name, *("-" if value is None else str(value) for value in row))
     table.add_section()

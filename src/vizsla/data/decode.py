@@ -84,7 +84,7 @@ def _decode_opened(image: Image.Image, at_least_px: int | None, repair: bool) ->
             image.load()
     else:
         image.load()
-    return _to_rgb(_upright(image))
+    return to_rgb(image)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -97,7 +97,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.copy() if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as `decode` gives it: upright, in RGB, transparency on white, 8 bits."""
+    image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

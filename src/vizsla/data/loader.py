@@ -186,9 +186,12 @@ def available_cores() -> int:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; only the parent decides when to stop."""
+    """Ctrl-C and a job's SIGTERM reach the whole process group; only the parent decides when to
+    stop. So a worker leaves the group, and still dies when its parent ends it or is gone."""
+    if hasattr(os, "setsid"):
+        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def inverse_frequency(labels: NDArray[np.int32], class_count: int) -> NDArray[np.float64]:

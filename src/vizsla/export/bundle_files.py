@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from importlib import resources
@@ -79,6 +80,17 @@ def _write_weights(module: nn.Module, facts: BundleFacts, folder: Path) -> None:
         metadata["pad_type"] = str(facts.arguments["pad_type"])
     unshared = {name: tensor.clone() for name, tensor in tensors.items()}
     save_file(unshared, folder / "model.safetensors", metadata)
+    _sort_header(folder / "model.safetensors")
+
+
+def _sort_header(path: Path) -> None:
+    """Put the file's header in order: its writer leaves the metadata in an order of chance, and
+    the same training shall give the same bytes."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
 
 
 def _write_code(folder: Path) -> None:

@@ -96,8 +96,8 @@ def check_architecture(name: str) -> None:
     known = list(get_arch_pretrained_cfgs(base))
     if tag and name not in known:
         raise ModelError(
-            f"The architecture {base} has no weights called {tag!r}. There are: "
-            f"{', '.join(known) or 'none'}."
+            f"The architecture {base} has no weights tagged {tag!r}.{nearest(name, known)} "
+            f"There are: {', '.join(known) or 'none'}."
         )
 
 

@@ -45,7 +45,7 @@ class DeviceSums:
         return MetricSums(self._class_count, loss_sum, round(hits), cells)
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {"totals": self._totals.cpu(), "confusion": self._confusion.cpu()}
+        return {"totals": self._totals.cpu().clone(), "confusion": self._confusion.cpu().clone()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         self._totals.copy_(state["totals"])

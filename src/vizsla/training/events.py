@@ -60,6 +60,9 @@ class Observer:
     def on_start(self, facts: TrainingFacts, **more: Any) -> None:
         """Before the first step, also of a resumed run."""
 
+    def on_trunk_progress(self, passes: int, of: int, **more: Any) -> None:
+        """So many of the trunk's passes are done, while they are computed ahead of the epochs."""
+
     def on_features(self, passes: Any, **more: Any) -> None:
         """The frozen trunk has been computed for every view (a `TrunkPasses`)."""
 

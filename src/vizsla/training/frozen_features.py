@@ -78,8 +78,11 @@ class FrozenFeatures:
     def memory_bytes(self) -> int:
         return self._store.numel() * self._store.element_size()
 
-    def fill(self, stopped: Callable[[], bool]) -> tuple[TrunkPasses, list[PictureProblem]]:
-        """Compute everything, or until `stopped` says so; and the pictures that did not decode."""
+    def fill(
+        self, stopped: Callable[[], bool], tell: Callable[[int, int], None]
+    ) -> tuple[TrunkPasses, list[PictureProblem]]:
+        """Compute everything, or until `stopped` says so, calling `tell` with the passes done and
+        to do; what was computed, and the pictures that did not decode."""
         started, used = time.perf_counter(), 0
         problems: list[PictureProblem] = []
         catalogue = self._dataset.catalogue
@@ -96,6 +99,7 @@ class FrozenFeatures:
                         self._store[used : used + len(outputs)] = outputs
                         self._slots[batch.rows.numpy(), view] = slots
                         used += len(outputs)
+                    tell(used, len(self._store))
         done = int((self._slots >= 0).any(axis=1).sum())
         seconds = time.perf_counter() - started
         return TrunkPasses(self.boundary, done, used, seconds, self.memory_bytes), problems

@@ -59,7 +59,9 @@ class Trainer:
         setup = self._s
         if setup.features is None or self._finished():
             return
-        passes, problems = setup.features.fill(lambda: stop.signal_number is not None)
+        passes, problems = setup.features.fill(
+            lambda: stop.signal_number is not None, setup.observers.on_trunk_progress
+        )
         setup.tell_problems(problems)
         self._leave_if_asked(stop)
         setup.observers.on_features(passes)

@@ -1,0 +1,91 @@
+"""Every command and snippet of the README, run as it stands but on toy data and a toy network."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vizsla.cli import run
+from vizsla.data.synthetic import DrawnDataset
+from vizsla.runs.folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN = "runs/2026-11-21-153012-mobilenetv2_100"
+
+# What a command of the README says, and what the test puts in its place to take seconds.
+TOY = ["--model", "test_resnet", "--weights", "none", "--size-px", "64", "--epochs", "1"]
+REPLACED = ("--model", "--weights", "--epochs", "--size-px")
+
+
+def code_lines(text: str) -> list[str]:
+    return [line[4:].removeprefix("$ ") for line in text.splitlines() if line.startswith("    ")]
+
+
+COMMANDS = [line for line in code_lines(README) if line.startswith("vizsla ")]
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path, dogs: DrawnDataset, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder in which the README's names exist."""
+    for name in ("dogImages", "pets5"):
+        shutil.make_archive(str(tmp_path / name), "zip", dogs.folder)
+    (tmp_path / "photos").symlink_to(dogs.folder)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    shutil.copytree(finished_run.path, tmp_path / RUN)
+    for name in ("A", "B"):
+        (tmp_path / "runs" / name).symlink_to(finished_run.path)
+    picture = next((dogs.folder / "test" / dogs.classes[0]).iterdir())
+    for name in ("doberman.jpg", "american_bulldog_101.jpg"):
+        shutil.copyfile(picture, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made_small(command: str) -> list[str]:
+    words = shlex.split(command)[1:]
+    if words[0] != "train" or "--resume" in words:
+        return words
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if word not in REPLACED and before not in REPLACED
+    ]
+    return [*kept, *TOY, "--workers", "0"]
+
+
+def test_the_readme_has_commands_of_every_verb() -> None:
+    verbs = {command.split()[1] for command in COMMANDS}
+    assert verbs >= {"train", "predict", "evaluate", "runs"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_works(
+    command: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(made_small(command)) == 0, capsys.readouterr().err
+
+
+def test_the_python_of_the_readme_works(desk: Path) -> None:
+    block = re.search(r"    from vizsla import .*?\n\n", README, re.DOTALL)
+    assert block is not None
+    source = "\n".join(line.removeprefix("    ") for line in block[0].splitlines())
+    toy = 'model="test_resnet", weights="none", size_px=64, workers=0, epochs=1'
+    source, changes = re.subn(r'model="resnet18", epochs=5', toy, source)
+    assert changes == 1
+    exec(compile(source, "README.md", "exec"), {})
+
+
+def test_the_demonstration_learns_and_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["demo", "--folder", str(tmp_path)]) == 0  # 1 below 90 % validation accuracy
+    printed = capsys.readouterr().out
+    assert "is a Waffle_Shepherd" in printed
+    assert str(tmp_path) in printed.replace("\n", "")
