@@ -2,7 +2,9 @@
 
 Both are child processes, timed from start to exit. vizsla runs twice a round: first with an empty
 cache, as on the day it is installed (the network is then traced for ONNX), and again with the
-cache that the first run left. The order alternates between rounds, and figures are medians over
+cache that the first run left. A third run keeps no outputs of the frozen layers: it shows what
+keeping them is worth, and its steps load pictures, so that its wait share is the loader's. The
+order alternates between rounds, and figures are medians over
 rounds. vizsla also evaluates exactly and writes and verifies a bundle in its time; the script
 writes a state dict.
 """
@@ -26,7 +28,7 @@ from benchmarks.vizsla_runs import train_with_vizsla
 QUICK = ["--epochs", "1", "--limit", "24", "--resnet-limit", "16", "--only", "pets5", "resnet50"]
 TARGET_RATIO = 2.5
 TARGET_WAIT_SHARE = 0.05
-_PROGRAMS = ("baseline", "first", "second")
+_PROGRAMS = ("baseline", "first", "second", "uncached")
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,11 @@ def _hold(contest: Contest, options: Any) -> dict[str, Any]:
                 "baseline": lambda: _run_baseline(contest, scratch, options),
                 "first": lambda cache=cache: _run_vizsla(contest, scratch, cache, options),
                 "second": lambda cache=cache: _run_vizsla(contest, scratch, cache, options),
+                "uncached": lambda cache=cache: _run_vizsla(
+                    contest, scratch, cache, options, feature_memory_gb=0
+                ),
             }
-            order = _PROGRAMS if number % 2 == 0 else ("first", "second", "baseline")
+            order = _PROGRAMS if number % 2 == 0 else (*_PROGRAMS[1:], "baseline")
             for program in order:
                 rounds[program].append(run[program]())
     middle = {
@@ -113,7 +118,9 @@ def _hold(contest: Contest, options: Any) -> dict[str, Any]:
     }
 
 
-def _run_vizsla(contest: Contest, scratch: Path, cache: Path, options: Any) -> dict[str, Any]:
+def _run_vizsla(
+    contest: Contest, scratch: Path, cache: Path, options: Any, **more: Any
+) -> dict[str, Any]:
     settings = {
         "model": contest.model,
         "weights": contest.weights,
@@ -121,6 +128,7 @@ def _run_vizsla(contest: Contest, scratch: Path, cache: Path, options: Any) -> d
         "epochs": options.epochs,
         "batch_size": options.batch_size,
         "seed": options.seed,
+        **more,
     }
     return train_with_vizsla(scratch / "pictures", settings, scratch, cache).to_dict()
 
@@ -151,10 +159,11 @@ def _run_baseline(contest: Contest, scratch: Path, options: Any) -> dict[str, An
 
 def _tables(measured: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     header = [
-        "data", "program", "seconds", "times as fast", "in epochs", "train pictures/s",
+        "data", "program", "seconds", "times as fast", "trunk + epochs", "train pictures/s",
         "MB (main)", "MB (tree)", "best valid", "test", "wait", "wait after 1st step",
     ]  # fmt: skip
     names = {"baseline": "plain script", "first": "vizsla, first", "second": "vizsla, again"}
+    names["uncached"] = "vizsla, trunk every epoch"
     rows, verdicts = [], []
     for name, facts in measured.items():
         for program, runs in facts["rounds"].items():
@@ -195,9 +204,11 @@ def _verdicts(name: str, facts: dict[str, Any]) -> list[list[str]]:
             [name, f"times as fast, {which} run", f"{ratio:.2f}", f"≥ {TARGET_RATIO}", found]
         )
     vizsla = facts["rounds"]["first"] + facts["rounds"]["second"]
-    wait = max(run["wait_share"] for run in vizsla)
+    wait = max(run["wait_share"] for run in facts["rounds"]["uncached"])
     found = verdict(wait, TARGET_WAIT_SHARE, at_most=True)
-    rows.append([name, "wait share, worst run", f"{wait:.1%}", f"< {TARGET_WAIT_SHARE:.0%}", found])
+    rows.append(
+        [name, "wait share, trunk every epoch", f"{wait:.1%}", f"< {TARGET_WAIT_SHARE:.0%}", found]
+    )
     if facts["judged"]:
         worst = min(run["best_valid_accuracy"] for run in vizsla)
         script = max(run["best_valid_accuracy"] for run in facts["rounds"]["baseline"])

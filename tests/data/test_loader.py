@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +300,19 @@ def test_a_batch_without_any_picture_is_empty(
         assert len(batch.labels) == len(batch.rows) == len(batch.pixels) == 0
         assert batch.pixels.dtype == torch.uint8
     assert same(collate([]), batches[0]._replace(problems=[]))
+
+
+def test_leaving_with_a_loader_still_up_does_not_hang(dogs: DrawnDataset) -> None:
+    # A worker that ignored its parent's SIGTERM once kept a failed training from ending.
+    script = f"""
+from vizsla.data.loader import EpochBatches, PictureDataset, build_loader
+from vizsla.data.sources import open_source
+from vizsla.data.transforms import Preprocessing
+catalogue = open_source({str(dogs.folder)!r})
+dataset = PictureDataset(catalogue, Preprocessing(size_px=32))
+kept = iter(build_loader(dataset, EpochBatches(catalogue.rows("train"), 4), workers=2))
+next(kept)
+raise SystemExit(3)
+"""
+    child = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert child.returncode == 3

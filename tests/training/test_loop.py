@@ -127,7 +127,7 @@ def test_clipping_bounds_the_update(fit: Fit, norm: float) -> None:
 def test_the_average_is_judged_and_kept_as_the_best(fit: Fit) -> None:
     fitted = fit(ema_decay=0.9, epochs=2)
     average = fitted.setup.average.module.state_dict()
-    assert fitted.setup.answering is fitted.setup.average.module
+    assert fitted.setup.judged is fitted.setup.average.module
     assert not same(average, fitted.weights)
     last = fitted.setup.checkpoints.load_last()
     assert same(last.averaged, average)
