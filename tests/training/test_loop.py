@@ -153,7 +153,8 @@ def test_the_monitored_figure_picks_the_best_epoch(fit: Fit, monitor: str) -> No
     fitted = fit(monitor=monitor, epochs=4, lr=0.02, optimizer="sgd")
     records = fitted.run.epochs()
     sign = -1 if monitor == "loss" else 1
-    values = [sign * getattr(record.valid, monitor) for record in records]
+    # Equals are decided by the loss.
+    values = [(sign * getattr(record.valid, monitor), -record.valid.loss) for record in records]
     for at, record in enumerate(records):
         assert record.best == (at == 0 or values[at] > max(values[:at]))
     last = fitted.setup.checkpoints.load_last().progress

@@ -188,12 +188,12 @@ class Trainer:
         progress = self._progress
         figure = getattr(valid, self._s.recipe.monitor)
         value = -figure if self._s.recipe.monitor == "loss" else figure
-        best = (progress.best_value, -progress.best_loss)
-        better = progress.best_value is None or (value, -valid.loss) > best
+        risen = progress.best_value is None or value > progress.best_value
+        better = risen or (value == progress.best_value and valid.loss < progress.best_loss)
         if better:
             progress.best_value, progress.best_loss = value, valid.loss
             progress.best_epoch = progress.epoch + 1
-        progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
+        progress.epochs_without_better = 0 if risen else progress.epochs_without_better + 1
         return better
 
     def _finished(self) -> bool:
