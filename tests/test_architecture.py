@@ -16,7 +16,7 @@ ROOT = Path(vizsla.__file__).parent
 # A folder or a single file of the package, and its level. Level 5 has an order of its own.
 LEVELS: dict[str, float] = {
     **dict.fromkeys(
-        ["version", "errors", "records", "findings", "settings", "extras", "metrics"], 0
+        ["version", "errors", "records", "findings", "settings", "extras", "metrics", "checksum"], 0
     ),
     "torchvision_compat": 0,
     "data": 1,
@@ -30,7 +30,7 @@ LEVELS: dict[str, float] = {
     "cli": 6,
 }
 MOST_LINES = 400
-OF_A_BUNDLE = {"version", "errors", "records", "findings", "extras", "metrics"}
+OF_A_BUNDLE = {"version", "errors", "records", "findings", "extras", "metrics", "checksum"}
 
 
 def _module_name(path: Path) -> str:

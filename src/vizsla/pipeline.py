@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from vizsla.bundle.format import ONNX_FILE, BundleFacts
 from vizsla.data.catalogue import Catalogue
 from vizsla.data.integrity import CATALOGUE_RULES
-from vizsla.data.loader import available_cores
+from vizsla.data.loader import Draw, PictureDataset, available_cores
 from vizsla.data.sources import open_source, read_manifest
 from vizsla.data.splits import divide
 from vizsla.data.transforms import Preprocessing
@@ -42,6 +43,7 @@ from vizsla.metrics import per_class
 from vizsla.models.build import Network, build_network, check_architecture, rebuild
 from vizsla.models.freezing import plan_freezing
 from vizsla.records import SPLITS
+from vizsla.runs.files import storage_error
 from vizsla.runs.folder import RunFolder
 from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
@@ -50,7 +52,7 @@ from vizsla.training.events import Observer, Observers
 from vizsla.training.feed import evaluation_loader
 from vizsla.training.loop import Trainer
 from vizsla.training.recording import RunRecorder
-from vizsla.training.setup import prepare, start_accelerator
+from vizsla.training.setup import prepare, refuse_fatal, start_accelerator
 from vizsla.version import __version__
 
 # Real pictures on which the exported network must answer as the trained one.
@@ -83,7 +85,10 @@ class TrainingJob:
         names = [""]
         if accelerator.is_main_process:
             run = RunFolder.create(runs, recipe.model)
-            catalogue.write_csv(run.catalogue)
+            try:
+                catalogue.write_csv(run.catalogue)
+            except OSError as error:
+                raise storage_error(run.catalogue, error) from error
             run.append_findings(judge_all(CATALOGUE_RULES, catalogue))
             run.write_facts(_facts(data, recipe, catalogue, network, accelerator))
             names = [str(run.path)]
@@ -111,7 +116,7 @@ class TrainingJob:
 
     def complete(self) -> RunFolder:
         """Do what is left to do, holding the run's lock."""
-        if self.run_folder.status() == "finished":
+        if self.run_folder.is_finished:
             return self.run_folder
         with self._sole_writer():
             observers = Observers([*self._own_observers(), *self.observers])
@@ -129,19 +134,27 @@ class TrainingJob:
 
     def _finish(self, checkpoints: CheckpointStore, observers: Observers) -> None:
         best = checkpoints.load_best()
-        assert best is not None  # the first epoch is always the best so far
+        if best is None:
+            raise RunError(
+                f"{self.run_folder.checkpoints / 'best.pt'} is gone, and with it the best weights. "
+                "Train anew."
+            )
         network = _network_of(self.run_folder.facts(), len(self.catalogue.classes))
         network.module.load_state_dict(best)
         metrics: dict[str, Any] = {}
         for split in ("valid", "test"):
             if len(self.catalogue.rows(split)):
-                metrics[split] = self._evaluate(network, split)
+                metrics[split] = self._evaluate(network, split, observers)
                 observers.on_evaluation(split, metrics[split])
-        write_bundle(network.module, self._bundle_facts(network, metrics), self.run_folder.bundle)
-        self._verify(network)
+        write_bundle(
+            network.module,
+            self._bundle_facts(network, metrics),
+            self.run_folder.bundle,
+            check=lambda folder: self._verify(network, folder / ONNX_FILE),
+        )
         observers.on_bundle(self.run_folder)
 
-    def _evaluate(self, network: Network, split: str) -> dict[str, Any]:
+    def _evaluate(self, network: Network, split: str, observers: Observers) -> dict[str, Any]:
         """Evaluate a split in float32, write its files, and return its figures."""
         device, catalogue = self.accelerator.device, self.catalogue
         module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,6 +166,11 @@ class TrainingJob:
             self.accelerator,
             exact=True,
         )
+        told = {problem.path for problem in self.run_folder.problems()}
+        new = [problem for problem in result.problems if problem.path not in told]
+        if new:
+            observers.on_problems(new)
+            refuse_fatal(new)
         figures = asdict(result.sums.summary())
         answers = np.concatenate(result.probabilities) if result.probabilities else np.zeros((0, 1))
         self.run_folder.write_evaluation(
@@ -185,12 +203,12 @@ class TrainingJob:
             vizsla=__version__,
         )
 
-    def _verify(self, network: Network) -> None:
-        rows = self.catalogue.rows("valid")[:_VERIFIED_PICTURES]
-        part = evaluation_loader(network.preprocessing, self.catalogue, self.recipe, rows)
-        pixels = torch.cat([batch.pixels for batch in part if len(batch.labels)])
-        inputs = network.preprocessing.normalise(pixels.numpy())
-        path = self.run_folder.bundle / ONNX_FILE
+    def _verify(self, network: Network, path: Path) -> None:
+        """Hold the exported network against the trained one on the first pictures that decode."""
+        dataset = PictureDataset(self.catalogue, network.preprocessing, self.recipe.corrupt)
+        loaded = (dataset[Draw(int(row), 0, 0)].pixels for row in self.catalogue.rows("valid"))
+        pixels = list(islice((one for one in loaded if one is not None), _VERIFIED_PICTURES))
+        inputs = network.preprocessing.normalise(np.stack(pixels))
         self.run_folder.append_findings(verify_onnx(network.module.cpu(), path, inputs))
 
     def _own_observers(self) -> list[Observer]:

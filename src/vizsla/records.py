@@ -6,7 +6,7 @@ Behaviour lives with the code that makes or uses a record, not here.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 SPLITS = ("train", "valid", "test")
@@ -99,4 +99,3 @@ class EpochRecord:
     wait_seconds: float
     pictures_per_second: float
     best: bool = False
-    extra: dict[str, float] = field(default_factory=dict)

@@ -140,7 +140,7 @@ class LoopSettings(_Settings):
     """How long and how the training runs."""
 
     epochs: int = Field(10, ge=1, le=100_000, description="Passes over the training split.")
-    batch_size: int = Field(32, ge=1, le=65_536, description="Pictures a step and device.")
+    batch_size: int = Field(32, ge=1, le=65_536, description="Pictures a batch, on each device.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of split, order, weights and chance.")
     deterministic: bool = Field(
         False, description="Refuse operations whose result may differ between two runs."
@@ -175,7 +175,11 @@ class LoopSettings(_Settings):
 
 
 # The last base's fields come first.
-class Recipe(LoopSettings, OptimizerSettings, AugmentSettings, PictureSettings, ModelSettings):
+class Settings(LoopSettings, OptimizerSettings, AugmentSettings, PictureSettings, ModelSettings):
+    """Every setting, each checked alone: what flags say before they are joined with a recipe."""
+
+
+class Recipe(Settings):
     """Everything that decides a training, given the data.
 
     >>> Recipe(model="resnet18", epochs=5).batch_size

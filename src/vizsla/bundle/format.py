@@ -10,13 +10,13 @@ code/               inference.py and the few modules that it needs
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vizsla.checksum import sha256_of
 from vizsla.data.transforms import Preprocessing
 from vizsla.errors import BundleError
 from vizsla.records import ClassLabel
@@ -28,8 +28,8 @@ ONNX_FILE = "model.onnx"
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What `bundle.json` says. Logits are divided by `temperature` before the softmax; a
-    confidence below `abstention_threshold`, where there is one, is no answer."""
+    """What `bundle.json` says. Logits are divided by `temperature` before the softmax.
+    `abstention_threshold` is kept for whoever decides on answers; the predictor gives them all."""
 
     architecture: str
     arguments: Mapping[str, Any]
@@ -85,7 +85,7 @@ def check_files(folder: Path, facts: BundleFacts) -> None:
         path = folder / name
         if not path.is_file():
             raise BundleError(f"The bundle {folder} lacks {name}.")
-        if path.stat().st_size != size or _sha256(path) != digest:
+        if path.stat().st_size != size or sha256_of(path) != digest:
             raise BundleError(
                 f"{path} is not the file that the bundle was made with; it is damaged."
             )
@@ -95,14 +95,9 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file in `folder` but `bundle.json`, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FACTS_FILE)
     return {
-        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        path.relative_to(folder).as_posix(): {
+            "sha256": sha256_of(path),
+            "bytes": path.stat().st_size,
+        }
         for path in paths
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

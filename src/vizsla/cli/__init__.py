@@ -55,6 +55,8 @@ def run(arguments: list[str], command: App = app) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder or file that the system refuses
+        return _complain(f"{error.filename or 'A file'}: {error.strerror or error}.", 2)
     return 0
 
 

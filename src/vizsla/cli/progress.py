@@ -75,6 +75,8 @@ class TrainingDisplay(Observer):
         )
         if facts.first_epoch:
             self._print(f"resuming  in epoch {facts.first_epoch + 1}")
+        if facts.note is not None:
+            self._print(f"note      frozen layers are computed every epoch: {facts.note}")
         if self._console.is_terminal:
             self._task = self._bar.add_task("", total=facts.steps_per_epoch, loss="-")
             self._live = Live(self._bar, console=self._console, transient=True)
@@ -138,6 +140,9 @@ class TrainingDisplay(Observer):
         )
 
     def on_bundle(self, run: RunFolder, **more: Any) -> None:
+        for finding in run.findings():
+            if finding["severity"] == "error":
+                self._print(f"error: {finding['meaning']} {finding['advice']}")
         self._print(f"bundle    {run.bundle}")
         self._print(f"next      vizsla predict {run.path} PICTURE")
 

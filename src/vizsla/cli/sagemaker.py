@@ -18,8 +18,9 @@ from cyclopts import App, Parameter
 
 from vizsla.cli import run
 from vizsla.errors import DataError, SettingError, StorageError
+from vizsla.records import SPLITS
 from vizsla.runs.folder import RunFolder
-from vizsla.settings import Recipe, read_recipe
+from vizsla.settings import Recipe, Settings, read_recipe
 
 _CHECKPOINTS = Path("/opt/ml/checkpoints")
 _SPLIT_CHANNELS = {
@@ -39,7 +40,7 @@ def main() -> int:
 def train_in_container(
     *,
     recipe: Path | None = None,
-    settings: Annotated[Recipe | None, Parameter(name="*")] = None,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train on SM_CHANNEL_TRAIN and write the bundle to SM_MODEL_DIR.
 
@@ -118,9 +119,13 @@ def _joined(channels: dict[str, str], runs: Path) -> Path:
     writer.writerow(["path", "label", "split"])
     for split, folder in channels.items():
         catalogue = open_source(folder)
-        for row in range(len(catalogue)):
-            label = catalogue.classes[catalogue.labels[row]].folder
-            writer.writerow([catalogue.path(row).resolve(), label, split])
+        # A channel may hold splits of its own; of those another channel gives, it gives none.
+        own = [split, *(other for other in SPLITS if split == "train" and other not in channels)]
+        for part in own if catalogue.is_split else ["all"]:
+            for row in catalogue.rows(part).tolist():
+                label = catalogue.classes[catalogue.labels[row]].folder
+                name = split if part == "all" else part
+                writer.writerow([catalogue.path(row).resolve(), label, name])
     _make(runs)
     manifest = runs / "channels.csv"
     write_text(manifest, text.getvalue())  # whole at once: several processes write and read it

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vizsla.errors import Interrupted, SettingError
-from vizsla.settings import Recipe, read_recipe
+from vizsla.settings import Recipe, Settings, read_recipe
 
 
 def train(
@@ -18,7 +18,7 @@ def train(
     recipe: Path | None = None,
     resume: Path | None = None,
     runs: Path = Path("runs"),
-    settings: Annotated[Recipe | None, Parameter(name="*")] = None,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a classifier on pictures and write its bundle.
 

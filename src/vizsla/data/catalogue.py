@@ -105,7 +105,7 @@ def build(
 
     Classes are those of the training split (of everything, where nothing is divided yet), in
     natural order, so that a class which another split lacks shifts no label. Pictures of other
-    splits whose class has no training picture are left out; `integrity.py` tells of them.
+    splits whose class has no training picture are left out.
     """
     split_column = np.asarray(splits, np.int8)
     codes: dict[str, int] = {}

@@ -68,7 +68,8 @@ def _read_folder(folder: Path) -> Catalogue:
         splits = {
             name: _SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in _SPLIT_FOLDERS
         }
-        if 0 in splits.values():
+        # A class may be called train, too: of a split's folder the children are folders.
+        if any(index == 0 and _children(folder / name)[0] for name, index in splits.items()):
             return _read_classes(folder, list(splits.items()))
         manifests = [folder / name for name in files if _is_manifest(name)]
         fitting = [path for path in manifests if _has_needed_columns(path)]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 import vizsla
 from vizsla.bundle.format import FACTS_FILE, ONNX_FILE, BundleFacts, describe_files
+from vizsla.errors import VizslaError
 from vizsla.export.onnx import export_onnx
 from vizsla.runs.files import storage_error, write_json
 
@@ -24,6 +27,7 @@ RUNTIME_MODULES = (
     "version.py",
     "errors.py",
     "records.py",
+    "checksum.py",
     "metrics.py",
     "bundle/__init__.py",
     "bundle/format.py",
@@ -34,11 +38,16 @@ RUNTIME_MODULES = (
 )
 
 
-def write_bundle(module: nn.Module, facts: BundleFacts, folder: Path) -> BundleFacts:
+def write_bundle(
+    module: nn.Module,
+    facts: BundleFacts,
+    folder: Path,
+    check: Callable[[Path], None] = lambda _: None,
+) -> BundleFacts:
     """Write the bundle of a trained `module` to `folder`, in place of an older one.
 
-    Returns the facts with the files' hashes. Raises `StorageError` or `WorkError`; an older
-    bundle then stands untouched.
+    `check` sees the folder with the exported network before it takes its place. Returns the facts
+    with the files' hashes. Raises `StorageError` or `WorkError`; no half bundle is left.
     """
     scratch = folder.with_name(f".{folder.name}.part")
     try:
@@ -47,14 +56,17 @@ def write_bundle(module: nn.Module, facts: BundleFacts, folder: Path) -> BundleF
         _write_weights(module, facts, scratch)
         size_px = facts.preprocessing.size_px
         export_onnx(module, facts.architecture, dict(facts.arguments), size_px, scratch / ONNX_FILE)
+        check(scratch)
         (scratch / "card.md").write_text(model_card(facts), encoding="utf-8")
         _write_code(scratch / "code")
         facts = replace(facts, files=describe_files(scratch))
         write_json(scratch / FACTS_FILE, facts.to_dict())
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
-    except OSError as error:
-        raise storage_error(folder, error) from error
+    except VizslaError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library tells of a full disk
+        raise storage_error(folder, error) from error  # in its own way
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return facts

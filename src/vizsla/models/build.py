@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
+from vizsla.checksum import sha256_of
 from vizsla.data.transforms import Preprocessing
 from vizsla.errors import ModelError, SettingError, nearest
 from vizsla.models.hub import fetch_pretrained
-from vizsla.models.weights import WeightsFile, head_names, read_weights, sha256_of
+from vizsla.models.weights import WeightsFile, head_names, read_weights
 from vizsla.settings import ModelSettings, PictureSettings
 
 # isort: split

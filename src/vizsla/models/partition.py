@@ -48,8 +48,11 @@ class Partition:
     boundary: str
 
 
-def partition(module: nn.Module, trainable: Collection[str], size_px: int) -> Partition | None:
-    """Cut `module` before the first of the `trainable` parameters (names).
+def partition(
+    module: nn.Module, trainable: Collection[str], size_px: int, boundary: str | None = None
+) -> Partition | None:
+    """Cut `module` before the first of the `trainable` parameters (names), or at `boundary`, the
+    place where another network of the same shape was cut.
 
     None where nothing is frozen before it, or the network cannot be cut. The module's training
     mode is left as `set_training_mode` would have it.
@@ -57,15 +60,13 @@ def partition(module: nn.Module, trainable: Collection[str], size_px: int) -> Pa
     try:
         set_training_mode(module)
         traced, names = _traced(module)
-        boundary = _boundary(traced, module, trainable)
-        if boundary is None:
+        place = boundary or _place(traced, names, module, trainable)
+        if place is None:
             return None
-        place = names[boundary]
-        tail_training = _halves(module, traced, boundary)[1]
+        tail_training = _halves(module, traced, _node_at(place, traced, names))[1]
         module.eval()
         traced, names = _traced(module)
-        boundary = next(node for node in traced if names.get(node) == place)
-        trunk, tail_evaluating = _halves(module, traced, boundary)
+        trunk, tail_evaluating = _halves(module, traced, _node_at(place, traced, names))
     # Networks are arbitrary code, and tracing may fail in any way that code can.
     except Exception:
         return None
@@ -86,11 +87,18 @@ def _traced(module: nn.Module) -> tuple[list[fx.Node], dict[fx.Node, str]]:
     return nodes, {node: tracer.node_to_qualname.get(node, node.name) for node in nodes}
 
 
-def _boundary(
-    nodes: list[fx.Node], module: nn.Module, trainable: Collection[str]
-) -> fx.Node | None:
-    """The last single value before anything that trains or is drawn by chance; None if there is
-    none but the input itself."""
+def _node_at(place: str, nodes: list[fx.Node], names: dict[fx.Node, str]) -> fx.Node:
+    return next(node for node in nodes if names[node] == place)
+
+
+def _place(
+    nodes: list[fx.Node],
+    names: dict[fx.Node, str],
+    module: nn.Module,
+    trainable: Collection[str],
+) -> str | None:
+    """Where the last single value is made before anything that trains or is drawn by chance; None
+    if that is the input itself."""
     first = next(
         at
         for at, node in enumerate(nodes)
@@ -99,7 +107,7 @@ def _boundary(
     for at in range(first, 0, -1):
         crossing = _crossing(nodes, at)
         if len(crossing) == 1:
-            return crossing[0] if crossing[0].op != "placeholder" else None
+            return names[crossing[0]] if crossing[0].op != "placeholder" else None
     return None
 
 

@@ -7,7 +7,6 @@ are unwrapped; the head is taken over only if it has the right shape.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import pickle
 from collections.abc import Mapping
@@ -132,15 +131,6 @@ def read_weights(path: Path) -> WeightsFile:
             raise ModelError(f"The weights file {path} is damaged: {error}.") from None
         return WeightsFile(path, _bare(tensors), metadata)
     return WeightsFile(path, _bare(_unpickled(path)), {})
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unpickled(path: Path) -> Mapping[str, torch.Tensor]:

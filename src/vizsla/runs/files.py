@@ -6,6 +6,7 @@ kill is skipped by readers and never glued to the next.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from vizsla.errors import StorageError
+
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -76,7 +79,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def storage_error(path: Path, error: Exception) -> StorageError:
     """The error as a sentence with the way out."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    refused = isinstance(error, OSError) and error.errno in _REFUSALS
+    cure = (
+        "choose another place or make this one writable"
+        if refused
+        else "free some space and go on with vizsla train --resume"
+    )
     return StorageError(
         f"{path} could not be written: {why.strip().rstrip('.')}. What was saved before is "
-        "untouched; free some space and go on with vizsla train --resume."
+        f"untouched; {cure}."
     )

@@ -112,6 +112,9 @@ class RunFolder:
         except OSError as error:
             raise storage_error(self.path / ".lock", error) from error
         try:
+            for leftover in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
+                if leftover.is_file():  # of a writer that was killed
+                    leftover.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -186,9 +189,14 @@ class RunFolder:
             raise RunError(f"{path} is damaged: {error}.") from None
         return facts
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the bundle, which comes last, is there."""
+        return (self.bundle / "bundle.json").is_file() and self.evaluation("valid") is not None
+
     def status(self) -> str:
         """`finished`, `running` (another process holds it) or `interrupted`."""
-        if (self.bundle / "bundle.json").is_file() and self.evaluation("valid") is not None:
+        if self.is_finished:
             return "finished"
         try:
             with self.locked():

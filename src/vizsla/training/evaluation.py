@@ -31,7 +31,8 @@ class DeviceSums:
         """Count a batch: its mean loss, logits (batch, classes) and labels (batch,)."""
         own = logits.gather(1, labels[:, None])
         self._totals[0] += loss.to(self._totals.dtype) * len(labels)
-        self._totals[1] += ((logits > own).sum(dim=1) < 5).sum()
+        ranked = ((logits > own).sum(dim=1) < 5) & ~own[:, 0].isnan()
+        self._totals[1] += ranked.sum()
         cells = labels * self._class_count + logits.argmax(dim=1)
         self._confusion.index_put_((cells,), torch.ones_like(cells), accumulate=True)
 

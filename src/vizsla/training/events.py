@@ -24,13 +24,13 @@ class TrainingFacts:
     steps_per_epoch: int
     batch_size: int
     train_pictures: int
-    valid_pictures: int
     trained_numbers: int
     all_numbers: int
     device: str
     precision: str
     learning_rate: float
     first_epoch: int = 0
+    note: str | None = None  # why frozen layers are computed every epoch
 
 
 @dataclass(frozen=True)

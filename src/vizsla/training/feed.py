@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
@@ -34,7 +35,8 @@ class Feed:
     """Batches of training and validation, and how a batch's `pixels` become inputs.
 
     With `features` the batches hold trunk outputs and the inputs are for `tail`; else both are
-    None and the inputs are for the whole network.
+    None and the inputs are for the whole network. `note` says why frozen layers are computed
+    every epoch although their outputs recur.
     """
 
     train_batches: EpochBatches
@@ -43,6 +45,7 @@ class Feed:
     inputs: Callable[[torch.Tensor], torch.Tensor]
     features: FrozenFeatures | None = None
     tail: nn.Module | None = None
+    note: str | None = None
 
 
 def build_feed(
@@ -60,11 +63,20 @@ def build_feed(
     variation = Variation(recipe, preprocessing, recipe.seed)
     inputs = InputMaker(preprocessing, accelerator.device)
     dataset = PictureDataset(catalogue, preprocessing, recipe.corrupt)
+    note = None
     if _can_keep_features(recipe, accelerator):
         halves = partition(module, policy.trainable, preprocessing.size_px)
-        if halves is not None:
+        if halves is None:
+            note = f"{type(module).__name__} cannot be cut where training begins"
+        else:
             features = FrozenFeatures(halves, dataset, recipe, inputs, accelerator)
-            if features.memory_bytes <= recipe.feature_memory_gb * 1e9:
+            limit = memory_limit_bytes(recipe)
+            if features.memory_bytes > limit:
+                note = (
+                    f"their outputs would take {features.memory_bytes / 1e9:.1f} GB and may take "
+                    f"{limit / 1e9:.1f} (feature_memory_gb, and half of this machine's memory)"
+                )
+            else:
                 valid_batches = EpochBatches(valid_rows, recipe.batch_size)
                 return Feed(
                     train_batches,
@@ -80,7 +92,14 @@ def build_feed(
         build_loader(varied, train_batches, recipe.workers),
         evaluation_loader(preprocessing, catalogue, recipe, valid_rows),
         inputs,
+        note=note,
     )
+
+
+def memory_limit_bytes(recipe: Recipe) -> float:
+    """What kept outputs may take: the recipe's figure, and never over half of all memory. Not of
+    the free memory, so that a resumed run decides as the first did."""
+    return min(recipe.feature_memory_gb * 1e9, float(psutil.virtual_memory().total) / 2)
 
 
 def evaluation_loader(

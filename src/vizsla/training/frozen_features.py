@@ -68,15 +68,12 @@ class FrozenFeatures:
         self._labels = torch.from_numpy(dataset.catalogue.labels.astype(np.int64))
         size_px = dataset.preprocessing.size_px
         example = self._compute(torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8))[0]
-        self._store = torch.empty(
-            _views(recipe, dataset.catalogue), *example.shape[1:], dtype=example.dtype
-        )
+        self._shape, self._dtype = example.shape[1:], example.dtype
+        self._views = _views(recipe, dataset.catalogue)
+        self.memory_bytes = self._views * example.numel() * example.element_size()
+        self._store = torch.empty(0)  # filled by `fill`; whether it fits is asked before
         # Where the outputs of row r lie: as it is [r, 0], mirrored [r, 1]; -1 if there are none.
         self._slots = np.full((len(dataset.catalogue), 2), -1, np.int64)
-
-    @property
-    def memory_bytes(self) -> int:
-        return self._store.numel() * self._store.element_size()
 
     def fill(
         self, stopped: Callable[[], bool], tell: Callable[[int, int], None]
@@ -84,6 +81,7 @@ class FrozenFeatures:
         """Compute everything, or until `stopped` says so, calling `tell` with the passes done and
         to do; what was computed, and the pictures that did not decode."""
         started, used = time.perf_counter(), 0
+        self._store = torch.empty(self._views, *self._shape, dtype=self._dtype)
         problems: list[PictureProblem] = []
         catalogue = self._dataset.catalogue
         for split in ("train", "valid"):

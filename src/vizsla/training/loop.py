@@ -8,6 +8,7 @@ run that was killed and resumed computes what an uninterrupted one would have.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from vizsla.data.loader import Batch
-from vizsla.errors import DataError, Interrupted
+from vizsla.errors import DataError, Interrupted, SettingError, WorkError
 from vizsla.models.freezing import set_training_mode
 from vizsla.records import EpochRecord, SplitMetrics
 from vizsla.training.checkpoint import Checkpoint, Progress
@@ -108,7 +109,7 @@ class Trainer:
             StepFacts(
                 step=progress.step,
                 epoch=progress.epoch + 1,
-                step_in_epoch=progress.batch // setup.recipe.accumulate,
+                step_in_epoch=-(-progress.batch // setup.recipe.accumulate),
                 pictures=pictures,
                 learning_rate=rate,
                 loss=loss_sum,
@@ -123,7 +124,15 @@ class Trainer:
         labels = batch.labels.to(setup.accelerator.device, non_blocking=True)
         inputs, targets = setup.mixer(setup.inputs(batch.pixels), labels)
         with setup.gradient_sync(sync):
-            logits = setup.trained(inputs).float()
+            try:
+                logits = setup.trained(inputs).float()
+            except ValueError as error:  # batch norm's, of a batch that is or has become one
+                if len(labels) > 1:
+                    raise
+                raise SettingError(
+                    "A batch of one picture cannot train this network's batch norm; set "
+                    f"batch_size above {setup.recipe.batch_size}."
+                ) from error
             loss: torch.Tensor = setup.loss(logits, targets)
             setup.accelerator.backward(loss * share)
         detached = loss.detach()
@@ -146,6 +155,12 @@ class Trainer:
         train = self._sums.summed(setup.accelerator).summary()
         started = time.perf_counter()
         valid = self._validate()
+        if not math.isfinite(train.loss) or not math.isfinite(valid.loss):
+            raise WorkError(
+                f"Training diverged: in epoch {progress.epoch + 1} the training loss is "
+                f"{train.loss:g} and the validation loss {valid.loss:g}. Lower lr, set clip_norm, "
+                "or look for broken labels; the best epoch so far is in checkpoints/best.pt."
+            )
         better = self._note_value(valid)
         record = EpochRecord(
             epoch=progress.epoch + 1,
@@ -234,14 +249,15 @@ class Trainer:
         if checkpoint is None:
             return
         self._progress = checkpoint.progress
-        self._sums.load_state(checkpoint.sums)
+        if self._s.accelerator.is_main_process:  # they are of all processes together
+            self._sums.load_state(checkpoint.sums)
         self._s.network.load_state_dict(checkpoint.network)
         self._s.optimizer.load_state_dict(checkpoint.optimizer)
         if self._s.average is not None and checkpoint.averaged is not None:
             self._s.average.module.load_state_dict(checkpoint.averaged)
 
     def _leave_if_asked(self, stop: StopRequest) -> None:
-        if stop.signal_number is not None and not self._finished():
+        if stop.signal_number is not None:
             raise Interrupted(
                 stop.signal_number,
                 f"Stopped after step {self._progress.step}; everything is saved.",

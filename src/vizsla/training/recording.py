@@ -39,6 +39,12 @@ class RunRecorder(Observer):
 
     def on_end(self, **more: Any) -> None:
         self._write_steps()
+        self._judge_problems()
+
+    def on_bundle(self, run: RunFolder, **more: Any) -> None:
+        self._judge_problems()  # the test split's have come since
+
+    def _judge_problems(self) -> None:
         self._run.append_findings(judge_all([CorruptPictures()], list(self._problems.values())))
 
     def _write_steps(self) -> None:

@@ -7,6 +7,7 @@ from the parts that make them. The loop then reads as prose.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import nn
 from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
 from vizsla.data.catalogue import Catalogue
 from vizsla.data.loader import Batch, EpochBatches, inverse_frequency
-from vizsla.errors import DataError
+from vizsla.errors import DataError, ModelError
 from vizsla.models.build import Network
 from vizsla.models.freezing import FreezePolicy, plan_freezing
 from vizsla.models.partition import partition
@@ -65,6 +66,7 @@ class Setup:
     valid_loader: Iterable[Batch]
     checkpoints: CheckpointStore
     observers: Observers
+    note: str | None = None
     _told: set[str] = field(default_factory=set)
 
     @property
@@ -81,11 +83,7 @@ class Setup:
         if new:
             self._told.update(problem.path for problem in new)
             self.observers.on_problems(new)
-        for problem in new:
-            if problem.action == "fatal":
-                raise DataError(
-                    f"{problem.problem} Remove or replace it, or set corrupt to skip or repair."
-                )
+        refuse_fatal(new)
 
     def facts(self, first_epoch: int) -> TrainingFacts:
         return TrainingFacts(
@@ -93,13 +91,13 @@ class Setup:
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.recipe.batch_size,
             train_pictures=len(self.train_batches.rows),
-            valid_pictures=len(self.catalogue.rows("valid")),
             trained_numbers=self.policy.trained_numbers,
             all_numbers=self.policy.all_numbers,
             device=str(self.accelerator.device),
             precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             learning_rate=self.peak_rate,
             first_epoch=first_epoch,
+            note=self.note,
         )
 
 
@@ -144,7 +142,18 @@ def prepare(
         valid_loader=feed.valid,
         checkpoints=checkpoints,
         observers=observers,
+        note=feed.note,
     )
+
+
+def refuse_fatal(problems: Iterable[PictureProblem]) -> None:
+    """Raise `DataError` for a picture that did not decode where the policy is to fail."""
+    for problem in problems:
+        if problem.action == "fatal":
+            raise DataError(
+                f"{problem.problem} Remove or replace it and go on with --resume, or train anew "
+                "with corrupt set to skip or repair."
+            )
 
 
 def _judged(
@@ -156,8 +165,12 @@ def _judged(
     module: nn.Module = average.module
     if feed.features is None:
         return module
-    halves = partition(module, policy.trainable, size_px)
-    assert halves is not None  # it is the network's copy, and that was cut
+    halves = partition(module, policy.trainable, size_px, feed.features.boundary)
+    if halves is None:
+        raise ModelError(
+            "The moving average cannot be cut where the network was; leave out ema_decay, or set "
+            "feature_memory_gb to 0."
+        )
     return halves.tail
 
 
@@ -165,8 +178,10 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate for this recipe's precision, on whatever device and processes there are."""
     # Its state is one a process and refuses another precision; a new training starts it anew.
     AcceleratorState._reset_state()
+    if recipe.deterministic:  # which CUDA's matrix products refuse without a fixed workspace
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.deterministic)
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="no")  # the recipe decides, not the environment
     bf16 = recipe.precision == "bf16" or (
         recipe.precision == "auto" and computes_bf16(accelerator.device)
     )
