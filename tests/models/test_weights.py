@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from vizsla.checksum import sha256_of
 from vizsla.data.transforms import Preprocessing
 from vizsla.errors import ModelError
 from vizsla.models.build import build_network, rebuild
-from vizsla.models.weights import WeightsFile, read_weights, sha256_of
+from vizsla.models.weights import WeightsFile, read_weights
 from vizsla.settings import Recipe
 
 SMALL = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}

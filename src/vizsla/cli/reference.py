@@ -22,6 +22,7 @@ stand in a recipe file, under the same name with underscores, and is a keyword o
 
 def page() -> str:
     """The reference in Markdown."""
+    sys.argv = ["vizsla"]  # usage lines are made from the name of the running program
     body: str = app.generate_docs(output_format="markdown", recursive=True, heading_level=2)
     return _HEAD + body.strip() + "\n"
 
