@@ -34,7 +34,6 @@ def _epoch(number: int, step: int = 3) -> EpochRecord:
         wait_seconds=0.1,
         pictures_per_second=20.0,
         best=number == 1,
-        extra={"gradient_norm": 2.0},
     )
 
 

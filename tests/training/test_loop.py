@@ -218,7 +218,7 @@ def test_corrupt_pictures_are_listed_and_never_fatal(
 
 
 def test_a_corrupt_picture_is_fatal_only_on_request(fit: Fit, broken: DrawnDataset) -> None:
-    with pytest.raises(DataError, match="corrupt to skip or repair") as caught:
+    with pytest.raises(DataError, match="corrupt set to skip or repair") as caught:
         fit(data=broken.folder, corrupt="fail")
     assert any(path in str(caught.value) for path in broken.truncated)
 
