@@ -55,7 +55,7 @@ def write_bundle(
         (scratch / "code").mkdir(parents=True)
         _write_weights(module, facts, scratch)
         size_px = facts.preprocessing.size_px
-        export_onnx(module, facts.architecture, dict(facts.arguments), size_px, scratch / ONNX_FILE)
+        export_onnx(module, facts.architecture, size_px, scratch / ONNX_FILE)
         check(scratch)
         (scratch / "card.md").write_text(model_card(facts), encoding="utf-8")
         _write_code(scratch / "code")
