@@ -17,7 +17,16 @@ import time
 
 from benchmarks.child_process import REPOSITORY
 
-_ORDER = ("startup", "catalogue", "kills", "training", "accuracy")
+_ORDER = (
+    "startup",
+    "catalogue",
+    "kills",
+    "training",
+    "frozen",
+    "extraction",
+    "many_pictures",
+    "accuracy",
+)
 
 
 def main() -> int:

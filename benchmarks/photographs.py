@@ -28,7 +28,11 @@ def real_weights() -> Path:
 
 
 def divided_copy(
-    source: Path, target: Path, limit: int | None = None, seed: int = 0
+    source: Path,
+    target: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
 ) -> dict[str, int]:
     """Write the pictures of `source` to `target`/train|valid|test/CLASS, and count them.
 
@@ -39,7 +43,7 @@ def divided_copy(
     from vizsla.data.sources import open_source
     from vizsla.data.splits import divide
 
-    catalogue = divide(open_source(source), seed)
+    catalogue = divide(open_source(source), seed, shares)
     counts: dict[str, int] = {}
     for split in ("train", "valid", "test"):
         rows = catalogue.rows(split)

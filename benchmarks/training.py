@@ -95,7 +95,7 @@ def _hold(contest: Contest, options: Any) -> dict[str, Any]:
                 "first": lambda cache=cache: _run_vizsla(contest, scratch, cache, options),
                 "second": lambda cache=cache: _run_vizsla(contest, scratch, cache, options),
                 "uncached": lambda cache=cache: _run_vizsla(
-                    contest, scratch, cache, options, feature_memory_gb=0
+                    contest, scratch, cache, options, cache="off"
                 ),
             }
             order = _PROGRAMS if number % 2 == 0 else (*_PROGRAMS[1:], "baseline")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ class VizslaRun:
 
     `wait_share` is the part of the training time that the step stood still for the loader;
     `later_wait_share` leaves out each epoch's first step, which also starts or refills it. Where
-    the frozen trunk's outputs are kept, steps read memory and wait for nobody: the pictures are
-    loaded in the `trunk_seconds` before, of which a run does not record the waiting.
+    the frozen trunk's outputs are kept, steps read memory and the pictures are loaded in the
+    `trunk_seconds` before, of which the engine waited `trunk_wait_share`.
     `loop_seconds` are trunk and epochs; `train_pictures_per_second` counts each epoch's pictures
     over trunk and training steps.
     """
@@ -33,6 +32,11 @@ class VizslaRun:
     train_pictures_per_second: float
     wait_share: float
     later_wait_share: float
+    trunk_wait_share: float
+    passes: int
+    cached: int
+    passes_per_second: float
+    engine: str
     precision: str
     device: str
 
@@ -53,7 +57,7 @@ def train_with_vizsla(
     ]
     command = [vizsla_command(), "train", str(data), "--runs", str(runs), *flags]
     child = measure(command, {"VIZSLA_CACHE": str(cache)})
-    facts = _facts(runs, _trunk_seconds(child.output))
+    facts = _facts(runs)
     shutil.rmtree(runs)
     return VizslaRun(
         seconds=child.seconds,
@@ -63,13 +67,7 @@ def train_with_vizsla(
     )
 
 
-def _trunk_seconds(output: str) -> float:
-    """From what the training printed; 0 where every epoch computes the whole network."""
-    found = re.search(r"^trunk .* passes, ([\d,]+) s", output, re.MULTILINE)
-    return float(found[1].replace(",", "")) if found else 0.0
-
-
-def _facts(runs: Path, trunk_seconds: float) -> dict[str, Any]:
+def _facts(runs: Path) -> dict[str, Any]:
     from vizsla.runs.folder import list_runs
 
     (run,) = list_runs(runs)
@@ -80,6 +78,11 @@ def _facts(runs: Path, trunk_seconds: float) -> dict[str, Any]:
     test = run.evaluation("test")
     assert test is not None  # every data set measured here has a test split
     hardware = run.facts()["hardware"]
+    trunk = run.trunk() or dict.fromkeys(
+        ("seconds", "wait_seconds", "choosing_seconds", "passes", "cached"), 0
+    )
+    trunk_seconds = trunk["seconds"]
+    passing = max(trunk_seconds - trunk["choosing_seconds"], 1e-9)
     return {
         "loop_seconds": trunk_seconds
         + train_seconds
@@ -92,6 +95,11 @@ def _facts(runs: Path, trunk_seconds: float) -> dict[str, Any]:
         "wait_share": sum(record.wait_seconds for record in epochs) / train_seconds,
         "later_wait_share": sum(step["wait_seconds"] for step in later)
         / max(sum(step["seconds"] for step in later), 1e-9),
+        "trunk_wait_share": trunk["wait_seconds"] / passing,
+        "passes": trunk["passes"],
+        "cached": trunk["cached"],
+        "passes_per_second": trunk["passes"] / passing,
+        "engine": trunk.get("engine", "none"),
         "precision": hardware["precision"],
         "device": hardware["device"],
     }

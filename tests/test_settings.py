@@ -196,6 +196,10 @@ def recipes(draw: st.DrawFn) -> Recipe:
         values["momentum"] = 0.9
     if values.get("warmup_epochs", 0) >= values.get("epochs", 10):
         del values["warmup_epochs"]
+    if values.get("solver") == "lbfgs":  # which contradicts much
+        values = {
+            name: values[name] for name in ("solver", "model", "lr", "hflip") if name in values
+        }
     return Recipe(**values)
 
 

@@ -29,6 +29,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from vizsla.bundle.format import ONNX_FILE, BundleFacts
+from vizsla.data.cache import in_use
 from vizsla.data.catalogue import Catalogue
 from vizsla.data.integrity import CATALOGUE_RULES
 from vizsla.data.loader import Draw, PictureDataset, available_cores
@@ -47,12 +48,13 @@ from vizsla.runs.files import storage_error
 from vizsla.runs.folder import RunFolder
 from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
+from vizsla.training.convex_head import fit_head
 from vizsla.training.evaluation import InputMaker, evaluate
 from vizsla.training.events import Observer, Observers
 from vizsla.training.feed import evaluation_loader
 from vizsla.training.loop import Trainer
 from vizsla.training.recording import RunRecorder
-from vizsla.training.setup import prepare, refuse_fatal, start_accelerator
+from vizsla.training.setup import Setup, prepare, refuse_fatal, start_accelerator
 from vizsla.version import __version__
 
 # Real pictures on which the exported network must answer as the trained one.
@@ -118,58 +120,67 @@ class TrainingJob:
         """Do what is left to do, holding the run's lock."""
         if self.run_folder.is_finished:
             return self.run_folder
-        with self._sole_writer():
+        with self._sole_writer(), in_use(self.catalogue.root):
             observers = Observers([*self._own_observers(), *self.observers])
             observers.on_run(self.run_folder)
             checkpoints = CheckpointStore(self.run_folder.checkpoints)
             setup = prepare(
-                self.network, self.catalogue, self.recipe, checkpoints, observers, self.accelerator
-            )
-            Trainer(setup).fit()
-            del setup  # and with it the loaders' processes
+                self.network, self.catalogue, self.recipe, checkpoints, observers,
+                self.accelerator, (self.run_folder.trunk() or {}).get("engine"),
+            )  # fmt: skip
+            if self.recipe.solver == "lbfgs":
+                fit_head(setup)
+            else:
+                Trainer(setup).fit()
+            setup.stop_loading()
             if self.accelerator.is_main_process:
-                self._finish(checkpoints, observers)
+                self._finish(setup)
             self.accelerator.wait_for_everyone()
         return self.run_folder
 
-    def _finish(self, checkpoints: CheckpointStore, observers: Observers) -> None:
-        best = checkpoints.load_best()
+    def _finish(self, setup: Setup) -> None:
+        best = setup.checkpoints.load_best()
         if best is None:
             raise RunError(
                 f"{self.run_folder.checkpoints / 'best.pt'} is gone, and with it the best weights. "
                 "Train anew."
             )
         network = _network_of(self.run_folder.facts(), len(self.catalogue.classes))
-        network.module.load_state_dict(best)
+        for module in (network.module, setup.network):
+            module.load_state_dict(best)
         metrics: dict[str, Any] = {}
         for split in ("valid", "test"):
             if len(self.catalogue.rows(split)):
-                metrics[split] = self._evaluate(network, split, observers)
-                observers.on_evaluation(split, metrics[split])
+                metrics[split] = self._evaluate(network, setup, split)
+                setup.observers.on_evaluation(split, metrics[split])
         write_bundle(
             network.module,
             self._bundle_facts(network, metrics),
             self.run_folder.bundle,
             check=lambda folder: self._verify(network, folder / ONNX_FILE),
         )
-        observers.on_bundle(self.run_folder)
+        setup.observers.on_bundle(self.run_folder)
 
-    def _evaluate(self, network: Network, split: str, observers: Observers) -> dict[str, Any]:
+    def _evaluate(self, network: Network, setup: Setup, split: str) -> dict[str, Any]:
         """Evaluate a split in float32, write its files, and return its figures."""
         device, catalogue = self.accelerator.device, self.catalogue
-        module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        result = evaluate(
-            module,
-            evaluation_loader(network.preprocessing, catalogue, self.recipe, catalogue.rows(split)),
-            InputMaker(network.preprocessing, device),
-            len(catalogue.classes),
-            self.accelerator,
-            exact=True,
-        )
+        result = setup.judge_kept(split)
+        if result is None:
+            loader = evaluation_loader(
+                network.preprocessing, catalogue, self.recipe, catalogue.rows(split)
+            )
+            result = evaluate(
+                network.module.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+                loader,
+                InputMaker(network.preprocessing, device),
+                len(catalogue.classes),
+                self.accelerator,
+                exact=True,
+            )
         told = {problem.path for problem in self.run_folder.problems()}
         new = [problem for problem in result.problems if problem.path not in told]
         if new:
-            observers.on_problems(new)
+            setup.observers.on_problems(new)
             refuse_fatal(new)
         figures = asdict(result.sums.summary())
         answers = np.concatenate(result.probabilities) if result.probabilities else np.zeros((0, 1))

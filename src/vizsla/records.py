@@ -87,7 +87,11 @@ class SplitMetrics:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of `metrics.jsonl`. `epoch` counts from 1, `step` counts optimiser updates."""
+    """One line of `metrics.jsonl`. `epoch` counts from 1, `step` counts optimiser updates.
+
+    Where a solver tries one weight decay after the other instead of training in epochs, each is a
+    line with its `weight_decay`.
+    """
 
     epoch: int
     step: int
@@ -99,3 +103,4 @@ class EpochRecord:
     wait_seconds: float
     pictures_per_second: float
     best: bool = False
+    weight_decay: float | None = None

@@ -30,6 +30,9 @@ Policy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
 Optimizer = Literal["adam", "adamw", "sgd", "lamb"]
 Schedule = Literal["cosine", "onecycle", "step", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
+TrunkEngine = Literal["auto", "torch", "onnxruntime", "openvino"]
+Cache = Literal["disk", "memory", "off"]
+Solver = Literal["gradient", "lbfgs"]
 Monitor = Literal["accuracy", "macro_f1", "loss"]
 ClassBalance = Literal["none", "loss", "sampling"]
 
@@ -103,11 +106,24 @@ class AugmentSettings(_Settings):
     mixup: float = Field(0.0, ge=0, le=10, description="MixUp's alpha; 0 is off.")
     cutmix: float = Field(0.0, ge=0, le=10, description="CutMix's alpha; 0 is off.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing, 0 to 1.")
+    views: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Random views of each training picture that are drawn once, besides itself "
+        "and its mirror image, so that frozen layers see each of them once; epochs take turns "
+        "over them.",
+    )
 
 
 class OptimizerSettings(_Settings):
     """How the weights are updated."""
 
+    solver: Solver = Field(
+        "gradient",
+        description="gradient trains in epochs; lbfgs finds the best linear head at once (needs "
+        "unfreeze head) and takes the weight decay with the smallest validation loss.",
+    )
     optimizer: Optimizer = Field("adamw", description="Optimiser.")
     lr: float | None = Field(
         None,
@@ -162,12 +178,21 @@ class LoopSettings(_Settings):
     checkpoint_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints; by default each epoch's end."
     )
-    feature_memory_gb: float = Field(
-        4.0,
-        ge=0,
-        le=10_000,
-        description="Memory for outputs of the frozen layers, which are then computed once a view "
-        "and not every epoch; 0 computes them every epoch.",
+    cache: Cache = Field(
+        "disk",
+        description="Where outputs of frozen layers, or decoded pictures, are kept so that they "
+        "are made once: disk (for later runs too), memory (for this run), off.",
+    )
+    cache_gb: float = Field(
+        20.0,
+        gt=0,
+        le=1_000_000,
+        description="Most that the cache folder may hold; what was not used longest goes first.",
+    )
+    trunk_engine: TrunkEngine = Field(
+        "auto",
+        description="What runs the frozen layers; auto tries what is installed and takes the "
+        "fastest that answers as torch does.",
     )
     workers: int | None = Field(
         None, ge=0, le=256, description="Loader processes; by default chosen from the cores."
@@ -194,7 +219,27 @@ class Recipe(Settings):
             raise ValueError(
                 f"warmup_epochs ({self.warmup_epochs:g}) must be fewer than epochs ({self.epochs})"
             )
+        if self.views and self.unfreeze == "all":
+            raise ValueError(
+                "views are for frozen layers, and unfreeze is all; leave one of them out"
+            )
+        if self.solver == "lbfgs":
+            self._check_convex()
         return self
+
+    def _check_convex(self) -> None:
+        """The solver needs frozen layers, fixed views and one smooth convex loss."""
+        if self.unfreeze != "head":
+            raise ValueError(f"solver lbfgs needs unfreeze head, and unfreeze is {self.unfreeze}")
+        if self.cache == "off":
+            raise ValueError("solver lbfgs trains on kept outputs; set cache to disk or memory")
+        for name in ("mixup", "cutmix", "random_erasing", "drop_rate", "ema_decay"):
+            if getattr(self, name):
+                raise ValueError(f"{name} means nothing to solver lbfgs; leave one of them out")
+        if (self.train_crop, self.augment, self.vflip) != ("same", "none", 0) and not self.views:
+            raise ValueError("solver lbfgs needs pictures in fixed views; set views to 4, say")
+        if self.class_balance == "sampling":
+            raise ValueError("solver lbfgs sees each picture alike; set class_balance to loss")
 
     def replace(self, **changes: Any) -> Recipe:
         """This recipe with some settings changed, checked anew."""

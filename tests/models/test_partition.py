@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vizsla.models.build import rebuild
-from vizsla.models.freezing import plan_freezing, set_training_mode
+from vizsla.models.freezing import FreezePolicy, plan_freezing, set_training_mode
 from vizsla.models.partition import Partition, partition
 
 
@@ -35,6 +35,37 @@ def test_the_halves_compute_the_network(architecture: str, unfreeze: str) -> Non
     pictures = torch.randn(3, 3, 160, 160)
     with torch.no_grad():
         torch.testing.assert_close(halves.tail(halves.trunk(pictures)), module(pictures))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "size_px"),
+    [
+        ("resnet10t", {}, 64),
+        ("mobilenetv2_035", {}, 64),
+        ("mobilenetv3_small_050", {}, 64),
+        ("efficientnet_b0", {}, 64),
+        ("convnext_atto", {}, 64),
+        ("vit_tiny_patch16_224", {"img_size": 64}, 64),
+        ("swin_tiny_patch4_window7_224", {"img_size": 112}, 112),
+        ("regnetx_002", {}, 64),
+        ("densenet121", {}, 64),
+    ],
+)
+def test_the_families_of_networks_are_cut_by_tracing(
+    architecture: str, arguments: dict[str, object], size_px: int
+) -> None:
+    module = rebuild(architecture, arguments, 3)
+    for unfreeze in ("head", "last"):
+        policy = plan_freezing(module, unfreeze)
+        policy.apply(module)
+        halves = partition(module, policy.trainable, size_px)
+        assert halves is not None
+        assert halves.traced
+        module.eval()
+        halves.tail.eval()
+        pictures = torch.randn(2, 3, size_px, size_px)
+        with torch.no_grad():
+            torch.testing.assert_close(halves.tail(halves.trunk(pictures)), module(pictures))
 
 
 def test_nothing_that_trains_is_in_the_trunk_and_all_of_it_is_in_the_tail() -> None:
@@ -72,17 +103,54 @@ def test_dropout_before_the_head_is_drawn_anew_in_the_tail(architecture: str) ->
     assert torch.equal(halves.tail(features), halves.tail(features))
 
 
-def test_a_network_that_does_not_trace_stays_whole() -> None:
-    class Branching(nn.Module):
-        """Decides by its values, which no trace can follow."""
+class Branching(nn.Module):
+    """Decides by its values, which no trace can follow; with timm's own two halves, or without."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Conv2d(3, 4, 3)
-            self.fc = nn.Linear(4, 3)
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 3)
 
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            values = self.first(pictures).mean(dim=(2, 3))
-            return self.fc(values if values.sum() > 0 else -values)
+    def get_classifier(self) -> nn.Module:
+        return self.fc
 
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        values = self.first(pictures).mean(dim=(2, 3))
+        return self.fc(values if values.sum() > 0 else -values)
+
+
+class BranchingInHalves(Branching):
+    def forward_features(self, pictures: torch.Tensor) -> torch.Tensor:
+        values = self.first(pictures)
+        return values if values.sum() > 0 else -values
+
+    def forward_head(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc(features.mean(dim=(2, 3)))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(pictures))
+
+
+def test_a_network_that_does_not_trace_is_cut_at_forward_features() -> None:
+    module = BranchingInHalves()
+    FreezePolicy(frozenset({"fc.weight", "fc.bias"}), 15, 127).apply(module)
+    halves = partition(module, {"fc.weight", "fc.bias"}, 32)
+    assert halves is not None
+    assert (halves.boundary, halves.traced) == ("forward_features", False)
+    pictures = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(halves.tail(halves.trunk(pictures)), module(pictures))
+    assert set(halves.trunk_weights()) == {"network.first.weight", "network.first.bias"}
+    halves.tail(halves.trunk(pictures).detach()).sum().backward()
+    assert module.fc.weight.grad is not None
+    again = partition(module, {"fc.weight", "fc.bias"}, 32, boundary="forward_features")
+    assert again is not None
+    assert again.boundary == "forward_features"
+
+
+def test_a_network_that_does_not_trace_stays_whole_if_more_than_the_head_trains() -> None:
+    names = {name for name, _ in BranchingInHalves().named_parameters()}
+    assert partition(BranchingInHalves(), names, 32) is None
+
+
+def test_a_network_without_halves_that_does_not_trace_stays_whole() -> None:
     assert partition(Branching(), {"fc.weight", "fc.bias"}, 32) is None

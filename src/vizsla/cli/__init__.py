@@ -27,6 +27,7 @@ _COMMANDS = {
     "predict": ("vizsla.cli.predict:predict", "Predict the class of pictures."),
     "demo": ("vizsla.cli.demo:demo", "Train on drawn pictures, to see that all works."),
     "runs": ("vizsla.cli.runs:app", "List and compare runs."),
+    "cache": ("vizsla.cli.cache:app", "See and clear what is kept to be used again."),
 }
 # By name, so that a command's imports wait until it is called.
 for _name, (_home, _help) in _COMMANDS.items():

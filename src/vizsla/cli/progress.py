@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vizsla.findings import Finding
 from vizsla.records import EpochRecord, PictureProblem
 from vizsla.runs.folder import RunFolder
 from vizsla.training.events import Observer, StepFacts, TrainingFacts
@@ -39,11 +40,12 @@ class TrainingDisplay(Observer):
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total}, loss {task.fields[loss]}"),
+            TextColumn("{task.completed}/{task.total}{task.fields[loss]}"),
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._skipped = self._steps = 0
+        self._skipped = 0
+        self._preparing = self._architecture = ""
         self._next_update = 0.0
         self._table_begun = False
         self.run_path: Path | None = None
@@ -58,6 +60,7 @@ class TrainingDisplay(Observer):
         facts = run.facts()
         self.run_path = run.path
         data, model = facts["data"], facts["model"]
+        self._architecture = model["architecture"]
         counts = ", ".join(f"{count:,} {split}" for split, count in data["pictures"].items())
         self._print(f"run       {run.path}")
         self._print(f"pictures  {counts}; {len(data['classes'])} classes, from {data['source']}")
@@ -65,35 +68,69 @@ class TrainingDisplay(Observer):
         for finding in run.findings():
             self._print(f"{finding['severity']}: {finding['meaning']} {finding['advice']}")
 
+    def on_note(self, note: str, **more: Any) -> None:
+        self._print(f"note      {note}")
+
+    def on_trunk_progress(self, passes: int, of: int, found: int, **more: Any) -> None:
+        self._show_progress("trunk", "passes", passes, of, found)
+
+    def on_features(self, passes: Any, findings: list[Finding], **more: Any) -> None:
+        for finding in findings:
+            self._print(f"{finding.severity}: {finding.meaning} {finding.advice}")
+        self._print(
+            f"trunk     {self._architecture} up to {passes.boundary}, {passes.pictures:,} pictures "
+            f"{'as they are' if passes.views == 1 else f'× {passes.views} views'}, "
+            f"{passes.passes:,} passes, {passes.seconds:.1f} s (cached: {passes.cached:,}), "
+            f"{passes.bytes / 1e6:,.1f} MB {'on' if passes.place == 'disk' else 'in'} "
+            f"{passes.place}"
+        )
+        if passes.passes:
+            self._print(f"engine    {passes.engine} ({passes.engine_why})")
+
+    def on_decoding_progress(self, pictures: int, of: int, found: int, **more: Any) -> None:
+        self._show_progress("decoding", "pictures", pictures, of, found)
+
+    def on_pictures_kept(self, count: Any, **more: Any) -> None:
+        self._print(
+            f"decoded   {count.decoded:,} pictures (cached: {count.found:,}), "
+            f"{count.bytes / 1e6:,.1f} MB on disk"
+        )
+
     def on_start(self, facts: TrainingFacts, **more: Any) -> None:
         share = facts.trained_numbers / facts.all_numbers
-        self._steps = facts.steps_per_epoch
+        how = (
+            f"{facts.epochs} epochs of {facts.steps_per_epoch} steps of {facts.batch_size} "
+            f"pictures, peak rate {facts.learning_rate:g}"
+            if facts.solver == "gradient"
+            else "L-BFGS, one weight decay after the other"
+        )
         self._print(
             f"training  {facts.trained_numbers:,} of {facts.all_numbers:,} weights ({share:.1%}), "
-            f"{facts.epochs} epochs of {facts.steps_per_epoch} steps of {facts.batch_size} "
-            f"pictures, peak rate {facts.learning_rate:g}, {facts.precision} on {facts.device}"
+            f"{how}, {facts.precision} on {facts.device}"
         )
         if facts.first_epoch:
             self._print(f"resuming  in epoch {facts.first_epoch + 1}")
         if facts.note is not None:
             self._print(f"note      frozen layers are computed every epoch: {facts.note}")
-        if self._console.is_terminal:
-            self._task = self._bar.add_task("", total=facts.steps_per_epoch, loss="-")
+        self._begin_bar("", facts.steps_per_epoch)
+
+    def _begin_bar(self, description: str, total: int) -> None:
+        if self._live is None and self._console.is_terminal:
+            self._task = self._bar.add_task(description, total=total, loss="")
             self._live = Live(self._bar, console=self._console, transient=True)
             self._live.start()
+        elif self._live is not None:
+            self._bar.reset(self._task, description=description, total=total, loss="")
 
-    def on_trunk_progress(self, passes: int, of: int, **more: Any) -> None:
+    def _show_progress(self, description: str, what: str, done: int, of: int, found: int) -> None:
+        """Progress before the first step; a line at its beginning where there is no terminal."""
+        if done == 0 or description != self._preparing:
+            self._preparing = description
+            self._begin_bar(description, of)
+            if self._live is None and of:
+                self._print(f"{description:<9} {of:,} {what} to compute (cached: {found:,}) …")
         if self._live is not None:
-            self._bar.update(self._task, description="trunk", completed=passes, total=of)
-
-    def on_features(self, passes: Any, **more: Any) -> None:
-        self._print(
-            f"trunk     up to {passes.boundary}, {passes.pictures:,} pictures, {passes.passes:,} "
-            f"passes, {passes.seconds:.0f} s, {passes.memory_bytes / 1e6:,.0f} MB; epochs train "
-            "the tail on its outputs"
-        )
-        if self._live is not None:
-            self._bar.update(self._task, completed=0, total=self._steps)
+            self._bar.update(self._task, completed=done)
 
     def on_step(self, facts: StepFacts, **more: Any) -> None:
         # Reading a loss waits for the device, so only as often as an eye can follow.
@@ -104,7 +141,7 @@ class TrainingDisplay(Observer):
             self._task,
             description=f"epoch {facts.epoch}",
             completed=facts.step_in_epoch,
-            loss=f"{float(facts.loss):.4f}",
+            loss=f", loss {float(facts.loss):.4f}",
         )
 
     def on_problems(self, problems: list[PictureProblem], **more: Any) -> None:
@@ -112,7 +149,7 @@ class TrainingDisplay(Observer):
 
     def on_epoch(self, record: EpochRecord, **more: Any) -> None:
         if not self._table_begun:
-            self._print(_header())
+            self._print(_header(record))
             self._table_begun = True
         self._print(_row(record))
         self._print(
@@ -161,8 +198,9 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _header() -> str:
-    return " ".join(name.rjust(width) for name, width in _COLUMNS)
+def _header(record: EpochRecord) -> str:
+    titles = {"epoch": "try", "rate": "decay"} if record.weight_decay is not None else {}
+    return " ".join(titles.get(name, name).rjust(width) for name, width in _COLUMNS)
 
 
 def _row(record: EpochRecord) -> str:
@@ -175,7 +213,7 @@ def _row(record: EpochRecord) -> str:
         f"{record.valid.accuracy:.2%}",
         f"{record.valid.top5_accuracy:.2%}",
         f"{record.valid.macro_f1:.4f}",
-        f"{record.learning_rate:.2e}",
+        f"{record.learning_rate if record.weight_decay is None else record.weight_decay:.2e}",
         f"{seconds:.1f}",
         f"{record.pictures_per_second:.0f}",
         f"{record.wait_seconds / max(record.train_seconds, 1e-9):.1%}",

@@ -8,6 +8,7 @@ and appears there by rename, so that a second training starts at once and a kill
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import lzma
 import os
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from vizsla.data.cache import cache_folder
 from vizsla.errors import DataError, StorageError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -45,15 +47,6 @@ class Member(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-def cache_folder() -> Path:
-    """Where vizsla keeps what it can make again: `VIZSLA_CACHE`, else the user's cache."""
-    chosen = os.environ.get("VIZSLA_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vizsla"
-
-
 def unpack(archive: Path, keep: frozenset[str], into: Path | None = None) -> Path:
     """The folder with the files of `archive` whose suffix is in `keep`, unpacking if needed.
 
@@ -66,6 +59,8 @@ def unpack(archive: Path, keep: frozenset[str], into: Path | None = None) -> Pat
     ).hexdigest()[:20]
     target = (into or cache_folder() / "archives") / f"{key}-{archive.name.split('.')[0][:40]}"
     if target.exists():
+        with contextlib.suppress(OSError):
+            os.utime(target)  # when it was last used
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -40,13 +40,30 @@ class Variation:
     def __init__(self, settings: AugmentSettings, preprocessing: Preprocessing, seed: int) -> None:
         self._settings = settings
         self._seed = seed
-        self._place = _placement(settings, preprocessing)
+        self._preprocessing = preprocessing
+        self._crop = _random_crop(settings, preprocessing)
         self._policy = _policy(settings, preprocessing)
 
     def __call__(self, image: Image.Image, epoch: int, position: int) -> Image.Image:
         """The picture at the network's size, varied."""
+        return self.vary(self.prepare(image), epoch, position)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """What is done to a picture before chance comes in, and can be kept between epochs."""
+        if self._crop is None:
+            return self._preprocessing.fit(image)
+        return self._preprocessing.reduce(image)
+
+    @property
+    def preparation(self) -> str:
+        """What `prepare` does, in a word: `fit` or `reduced`."""
+        return "fit" if self._crop is None else "reduced"
+
+    def vary(self, image: Image.Image, epoch: int, position: int) -> Image.Image:
+        """A prepared picture at the network's size, varied."""
         with seeded(self._seed, epoch, position):
-            image = self._place(image)
+            if self._crop is not None:
+                image = self._crop(image)
             if self.mirrors(epoch, position):
                 image = ImageOps.mirror(image)
             if random.random() < self._settings.vflip:
@@ -58,8 +75,21 @@ class Variation:
         chances = _mirror_chances(self._seed, epoch, position // _BLOCK)
         return bool(chances[position % _BLOCK] < self._settings.hflip)
 
+    def mirrored(self, epoch: int, count: int) -> NDArray[np.bool_]:
+        """`mirrors` for the first `count` positions of an epoch."""
+        blocks = [_mirror_chances(self._seed, epoch, at) for at in range(-(-count // _BLOCK))]
+        return np.concatenate([*blocks, np.empty(0)])[:count] < self._settings.hflip
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the variation is a function of, besides the picture, epoch and position."""
+        return {"seed": self._seed, **self._settings.model_dump(include=set(_OF_A_PICTURE))}
+
 
 _BLOCK = 4096
+_OF_A_PICTURE = (
+    "train_crop", "crop_scale_min", "hflip", "vflip", "augment", "augment_magnitude",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -67,9 +97,9 @@ def _mirror_chances(seed: int, epoch: int, block: int) -> NDArray[np.float64]:
     return np.random.default_rng([seed, 2, epoch, block]).random(_BLOCK)
 
 
-def _placement(settings: AugmentSettings, preprocessing: Preprocessing) -> PictureChange:
+def _random_crop(settings: AugmentSettings, preprocessing: Preprocessing) -> PictureChange | None:
     if settings.train_crop == "same":
-        return preprocessing.fit
+        return None
     crop: PictureChange = RandomResizedCropAndInterpolation(
         preprocessing.size_px,
         scale=(settings.crop_scale_min, 1.0),

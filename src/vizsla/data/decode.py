@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,9 @@ def decode(
     *,
     at_least_px: int | None = None,
     repair: bool = False,
+    name: str | None = None,
 ) -> Image.Image:
-    """The picture as an RGB image, upright.
+    """The picture as an RGB image, upright; messages call it `name`, else by its path.
 
     `at_least_px` lets a JPEG decode at a reduced scale whose shorter side is still that long:
     several times faster for photographs of many megapixels. With `repair`, a truncated file
@@ -48,31 +50,42 @@ def decode(
 
     Raises `PictureError` for anything that is not a picture, is broken, or is implausibly large.
     """
+    called = name or _name(source)
     try:
         with warnings.catch_warnings():
             # Pillow warns of odd metadata and of half-sized bombs; both are judged here instead.
             warnings.simplefilter("ignore")
-            with _open(source) as image:
+            with _open(source, called) as image:
                 return _decode_opened(image, at_least_px, repair)
     except PictureError:
         raise
     except FileNotFoundError:
-        raise PictureError(f"{_name(source)}: there is no such file.") from None
+        raise PictureError(f"{called}: there is no such file.") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{_name(source)} is not a picture, or its header is broken.") from None
+        raise PictureError(f"{called} is not a picture, or its header is broken.") from None
     except Image.DecompressionBombError:
-        raise PictureError(_bomb(source)) from None
+        raise PictureError(_bomb(called)) from None
     # Pillow's readers let many kinds of error through on hostile bytes (struct, Syntax, Value,
     # Index, Overflow, zlib, Memory, …): each means that the picture cannot be decoded.
     except Exception as error:
-        raise PictureError(f"{_name(source)} cannot be decoded: {error}.") from None
+        raise PictureError(f"{called} cannot be decoded: {error}.") from None
 
 
-def _open(source: str | PathLike[str] | bytes) -> Image.Image:
+def read_bytes(path: Path) -> bytes:
+    """A picture file's bytes. Raises `PictureError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _open(source: str | PathLike[str] | bytes, called: str) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     if image.width * image.height > LARGEST_PIXELS:
         image.close()
-        raise PictureError(_bomb(source))
+        raise PictureError(_bomb(called))
     return image
 
 
@@ -137,8 +150,8 @@ def _name(source: Any) -> str:
     return f"The picture ({len(source):,} bytes)" if isinstance(source, bytes) else str(source)
 
 
-def _bomb(source: Any) -> str:
+def _bomb(called: str) -> str:
     return (
-        f"{_name(source)} has more than {LARGEST_PIXELS:,} pixels; refused, since a small file "
+        f"{called} has more than {LARGEST_PIXELS:,} pixels; refused, since a small file "
         "can unpack to fill the memory. Make it smaller first."
     )

@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vizsla.data.augment import Variation
 from vizsla.data.catalogue import Catalogue
-from vizsla.data.decode import decode
+from vizsla.data.decode import decode, read_bytes
 from vizsla.data.transforms import Preprocessing
 from vizsla.errors import PictureError
 from vizsla.records import PictureProblem
@@ -32,13 +32,15 @@ from vizsla.records import PictureProblem
 class Batch(NamedTuple):
     """Pictures that decoded: bytes (batch, height, width, 3), labels and catalogue rows (batch,).
 
-    `problems` are the pictures of this batch that did not decode, or only in part.
+    `problems` are the pictures of this batch that did not decode, or only in part; `digests` of
+    those that did are given where a cache asks for them.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     problems: list[PictureProblem]
+    digests: tuple[bytes, ...] = ()
 
 
 class Draw(NamedTuple):
@@ -49,45 +51,83 @@ class Draw(NamedTuple):
     position: int
 
 
+class Read(NamedTuple):
+    """A picture as it was read: None where it did not decode, with what was wrong."""
+
+    image: Image.Image | None
+    problem: PictureProblem | None
+    data: bytes = b""
+
+
+class Loaded(NamedTuple):
+    """A picture, or several views of one, in bytes; None where it did not decode."""
+
+    row: int
+    label: int
+    pixels: NDArray[np.uint8] | None
+    problem: PictureProblem | None
+    digest: bytes = b""
+
+
+class KeptPictures(Protocol):
+    """Pictures that were decoded and prepared before."""
+
+    def picture(self, row: int) -> Image.Image | None:
+        """The prepared picture of a catalogue row; None where it has to be read."""
+        ...
+
+
 @dataclass
-class PictureDataset(Dataset["Loaded"]):
+class PictureDataset(Dataset[Loaded]):
     """Decodes and places one picture; a draw without variation is the evaluation's view."""
 
     catalogue: Catalogue
     preprocessing: Preprocessing
     corrupt: str = "skip"
     variation: Variation | None = None
+    kept: KeptPictures | None = None
 
     def __getitem__(self, draw: Draw) -> Loaded:
-        image, problem = self._decode(draw.row)
+        image, problem = self._prepared(draw.row)
         if image is None:
             return Loaded(draw.row, 0, None, problem)
-        if self.variation is None:
-            placed = self.preprocessing.fit(image)
-        else:
-            placed = self.variation(image, draw.epoch, draw.position)
-        label = int(self.catalogue.labels[draw.row])
-        return Loaded(draw.row, label, np.asarray(placed), problem)
+        if self.variation is not None:
+            image = self.variation.vary(image, draw.epoch, draw.position)
+        return Loaded(draw.row, self.label(draw.row), np.asarray(image), problem)
 
-    def _decode(self, row: int) -> tuple[Image.Image | None, PictureProblem | None]:
-        """The picture, or None, with what the policy for corrupt ones did about it."""
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """What is done to a decoded picture before chance comes in."""
+        return (
+            self.preprocessing.fit(image)
+            if self.variation is None
+            else self.variation.prepare(image)
+        )
+
+    def label(self, row: int) -> int:
+        return int(self.catalogue.labels[row])
+
+    def read(self, row: int) -> Read:
+        """A picture decoded, with what the policy for corrupt ones did about it."""
         path, name = self.catalogue.path(row), self.catalogue.paths[row]
+        data, at_least_px = b"", self.preprocessing.decode_px
         try:
-            return decode(path, at_least_px=self.preprocessing.decode_px), None
+            data = read_bytes(path)
+            return Read(decode(data, at_least_px=at_least_px, name=str(path)), None, data)
         except PictureError as error:
             why = str(error)
-        if self.corrupt == "repair":
+        if self.corrupt == "repair" and data:
             with contextlib.suppress(PictureError):
-                image = decode(path, at_least_px=self.preprocessing.decode_px, repair=True)
-                return image, PictureProblem(name, why, "repaired")
-        return None, PictureProblem(name, why, "fatal" if self.corrupt == "fail" else "skipped")
+                image = decode(data, at_least_px=at_least_px, repair=True, name=str(path))
+                return Read(image, PictureProblem(name, why, "repaired"), data)
+        action = "fatal" if self.corrupt == "fail" else "skipped"
+        return Read(None, PictureProblem(name, why, action))
 
-
-class Loaded(NamedTuple):
-    row: int
-    label: int
-    pixels: NDArray[np.uint8] | None
-    problem: PictureProblem | None
+    def _prepared(self, row: int) -> tuple[Image.Image | None, PictureProblem | None]:
+        image = self.kept.picture(row) if self.kept is not None else None
+        if image is not None:
+            return image, None
+        read = self.read(row)
+        return (None if read.image is None else self.prepare(read.image)), read.problem
 
 
 def collate(loaded: list[Loaded]) -> Batch:
@@ -102,6 +142,7 @@ def collate(loaded: list[Loaded]) -> Batch:
         torch.tensor([item.label for item in good], dtype=torch.int64),
         torch.tensor([item.row for item in good], dtype=torch.int64),
         problems,
+        tuple(item.digest for item in good),
     )
 
 
@@ -144,33 +185,43 @@ class EpochBatches:
         shares = self.chances / self.chances.sum()
         return generator.choice(self.rows, size=len(self.rows), p=shares)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        order, span = self.order(), self.batch_size * self.world
+    def positions(self) -> Iterator[range]:
+        """Where in the epoch's order each remaining batch lies."""
+        span = self.batch_size * self.world
         for batch in range(self.first_batch, self.batch_count):
-            positions = range(batch * span, min((batch + 1) * span, len(order)))[
-                self.rank :: self.world
-            ]
+            whole = range(batch * span, min((batch + 1) * span, len(self.rows)))
+            yield whole[self.rank :: self.world]
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = self.order()
+        for positions in self.positions():
             yield [Draw(int(order[at]), self.epoch, at) for at in positions]
 
 
 def build_loader(
-    dataset: PictureDataset, batches: EpochBatches, workers: int | None
+    dataset: Dataset[Loaded], batches: EpochBatches, workers: int | None
 ) -> DataLoader[Batch]:
     """A loader that stays up over the epochs; set `batches.epoch` before iterating it."""
-    count = default_workers() if workers is None else workers
-    count = min(count, max(batches.batch_count, 1))
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=count,
-        persistent_workers=count > 0,
-        prefetch_factor=3 if count else None,
-        worker_init_fn=_leave_signals_to_the_parent if count else None,
         pin_memory=torch.cuda.is_available(),
-        # Each pass draws a seed for its workers; from a generator of its own, not the caller's.
-        generator=torch.Generator(),
+        **loader_options(workers, batches.batch_count),
     )
+
+
+def loader_options(workers: int | None, items: int) -> dict[str, Any]:
+    """Keywords of a DataLoader for so many processes, of so many items at most."""
+    count = min(default_workers() if workers is None else workers, max(items, 1))
+    return {
+        "num_workers": count,
+        "persistent_workers": count > 0,
+        "prefetch_factor": 3 if count else None,
+        "worker_init_fn": _leave_signals_to_the_parent if count else None,
+        # Each pass draws a seed for its workers; from a generator of its own, not the caller's.
+        "generator": torch.Generator(),
+    }
 
 
 def default_workers() -> int:

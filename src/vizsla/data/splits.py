@@ -18,8 +18,10 @@ from vizsla.records import SPLITS
 SHARES = (0.8, 0.1, 0.1)
 
 
-def divide(catalogue: Catalogue, seed: int) -> Catalogue:
-    """The catalogue with every picture in a split.
+def divide(
+    catalogue: Catalogue, seed: int, shares: tuple[float, float, float] = SHARES
+) -> Catalogue:
+    """The catalogue with every picture in a split, `shares` of training, validation and test.
 
     The same pictures and seed give the same division, whatever their order on disk. Of a class
     with three pictures or more each split gets at least one; of two, training and validation.
@@ -29,7 +31,7 @@ def divide(catalogue: Catalogue, seed: int) -> Catalogue:
     """
     _check_classes(catalogue)
     if not catalogue.is_split:
-        return replace(catalogue, splits=_stratified(catalogue, SHARES, seed), split_seed=seed)
+        return replace(catalogue, splits=_stratified(catalogue, shares, seed), split_seed=seed)
     if len(catalogue.rows("valid")) == 0:
         trained = catalogue.rows("train")
         part = replace(

@@ -65,6 +65,14 @@ class Preprocessing:
             return image.resize((self.size_px, self.size_px), self.filter)
         return self._pad(image) if self.crop == "pad" else self._center(image)
 
+    def reduce(self, image: Image.Image) -> Image.Image:
+        """The picture with its shorter side at most `decode_px`: enough for any crop of it."""
+        scale = self.decode_px / min(image.size)
+        if scale >= 1:
+            return image
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        return image.resize((width, height), self.filter)
+
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Bytes (…, height, width, 3) to floats (…, 3, height, width)."""
         scale, shift = self.scale_and_shift()

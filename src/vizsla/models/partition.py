@@ -2,12 +2,15 @@
 
 The network is traced with torch.fx and cut at the last place before the first trainable
 parameter where a single tensor passes. Both halves use the network's own modules, so that
-training the tail trains the network. What does not trace, or does not compute the same in two
-halves, is left whole, and the caller is told so.
+training the tail trains the network. What does not trace is cut between timm's own
+`forward_features` and `forward_head`, if the head alone trains. What does not compute the same in
+two halves is left whole, and the caller is told so.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +21,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
 from vizsla.models.freezing import set_training_mode
+from vizsla.models.weights import head_names
 
 # isort: split
+import timm
 from timm.models import get_notrace_functions, get_notrace_modules
 from torchvision.models.feature_extraction import NodePathTracer
 
@@ -39,13 +44,65 @@ class Tail(nn.Module):
         return logits
 
 
+class _Features(nn.Module):
+    """The frozen half of a network that does not trace."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.network = module
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.network.forward_features(pictures)  # type: ignore[operator]
+        return features
+
+
+class _Head(nn.Module):
+    """The training half of a network that does not trace."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.network = module
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network.forward_head(features)  # type: ignore[operator]
+        return logits
+
+
 @dataclass(frozen=True)
 class Partition:
-    """`tail(trunk(x))` computes the network; `boundary` names the last module of the trunk."""
+    """`tail(trunk(x))` computes the network; `boundary` names the last module of the trunk, or is
+    `forward_features` where the network did not trace. The trunk wants to be in eval mode."""
 
-    trunk: fx.GraphModule
-    tail: Tail
+    trunk: nn.Module
+    tail: nn.Module
     boundary: str
+
+    @property
+    def traced(self) -> bool:
+        return isinstance(self.trunk, fx.GraphModule)
+
+    def trunk_weights(self) -> dict[str, torch.Tensor]:
+        """Everything that the trunk computes with, by name; batch norm's counters aside."""
+        state = self.trunk.state_dict()
+        if isinstance(self.trunk, _Features):
+            for name in head_names(self.trunk.network):
+                del state[f"network.{name}"]
+        return {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
+
+    def trunk_structure(self) -> str:
+        """A hash of what the trunk computes, its weights aside: graph, layers, library."""
+        facts: list[Any] = [timm.__version__]
+        if isinstance(self.trunk, fx.GraphModule):
+            facts += [repr(self.trunk), self.trunk.code]
+        elif isinstance(self.trunk, _Features):
+            head = self.trunk.network.get_classifier()  # type: ignore[operator]
+            layers = [part for part in self.trunk.modules() if not list(part.children())]
+            facts += [type(self.trunk.network).__name__]
+            facts += [repr(part) for part in layers if part is not head]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+_WHOLE_FEATURES = "forward_features"
 
 
 def partition(
@@ -57,6 +114,19 @@ def partition(
     None where nothing is frozen before it, or the network cannot be cut. The module's training
     mode is left as `set_training_mode` would have it.
     """
+    halves = None
+    if boundary != _WHOLE_FEATURES:
+        halves = _cut_by_tracing(module, trainable, boundary)
+    if halves is None and set(trainable) <= set(head_names(module)):
+        halves = Partition(_Features(module), _Head(module), _WHOLE_FEATURES)
+    same = halves is not None and _computes_the_same(module, halves, size_px)
+    set_training_mode(module)
+    return halves if same else None
+
+
+def _cut_by_tracing(
+    module: nn.Module, trainable: Collection[str], boundary: str | None
+) -> Partition | None:
     try:
         set_training_mode(module)
         traced, names = _traced(module)
@@ -70,12 +140,9 @@ def partition(
     # Networks are arbitrary code, and tracing may fail in any way that code can.
     except Exception:
         return None
-    finally:
-        set_training_mode(module)
-    halves = Partition(trunk, Tail(tail_training, tail_evaluating), place)
-    same = list(trunk.parameters()) and _computes_the_same(module, halves, size_px)
-    set_training_mode(module)
-    return halves if same else None
+    if not list(trunk.parameters()):
+        return None
+    return Partition(trunk, Tail(tail_training, tail_evaluating), place)
 
 
 def _traced(module: nn.Module) -> tuple[list[fx.Node], dict[fx.Node, str]]:

@@ -4,6 +4,7 @@
     catalogue.csv          every picture with its class and split; itself a manifest
     metrics.jsonl          a line an epoch
     steps.jsonl            a line an optimiser update
+    trunk.json             what the frozen layers were computed with, and how often
     findings.jsonl         what rules noticed
     corrupt_pictures.csv   pictures that were skipped or repaired, and why
     checkpoints/           last.pt and best.pt
@@ -158,6 +159,14 @@ class RunFolder:
         lines = read_lines(self.path / "findings.jsonl")
         return list({(line["rule"], line["where"]): line for line in lines}.values())
 
+    def write_trunk(self, facts: Mapping[str, Any]) -> None:
+        """Write what became of the outputs of the frozen layers."""
+        write_json(self.path / "trunk.json", facts)
+
+    def trunk(self) -> dict[str, Any] | None:
+        """What became of the outputs of the frozen layers; None where they were not kept."""
+        return self._read_json("trunk.json")
+
     def write_problems(self, problems: Iterable[PictureProblem]) -> None:
         """Write the list of pictures that were skipped or repaired."""
         rows = [(problem.path, problem.action, problem.problem) for problem in problems]
@@ -180,7 +189,10 @@ class RunFolder:
 
     def evaluation(self, split: str) -> dict[str, Any] | None:
         """The figures of a split, or None before it has been evaluated."""
-        path = self.path / f"evaluation-{split}.json"
+        return self._read_json(f"evaluation-{split}.json")
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

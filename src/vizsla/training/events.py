@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vizsla.findings import Finding
 from vizsla.records import EpochRecord, PictureProblem
 from vizsla.runs.folder import RunFolder
 
@@ -30,6 +31,7 @@ class TrainingFacts:
     precision: str
     learning_rate: float
     first_epoch: int = 0
+    solver: str = "gradient"
     note: str | None = None  # why frozen layers are computed every epoch
 
 
@@ -58,13 +60,23 @@ class Observer:
         """The run folder is there, with its facts and its catalogue; nothing is trained yet."""
 
     def on_start(self, facts: TrainingFacts, **more: Any) -> None:
-        """Before the first step, also of a resumed run."""
+        """Before the first step, also of a resumed run; what can be kept has been made."""
 
-    def on_trunk_progress(self, passes: int, of: int, **more: Any) -> None:
-        """So many of the trunk's passes are done, while they are computed ahead of the epochs."""
+    def on_note(self, note: str, **more: Any) -> None:
+        """Something that was decided while the training was made ready, in a sentence."""
 
-    def on_features(self, passes: Any, **more: Any) -> None:
-        """The frozen trunk has been computed for every view (a `TrunkPasses`)."""
+    def on_trunk_progress(self, passes: int, of: int, found: int, **more: Any) -> None:
+        """So many of the trunk's passes are done, before the first step; `found` were kept
+        before."""
+
+    def on_features(self, passes: Any, findings: list[Finding], **more: Any) -> None:
+        """Every view's trunk outputs are there (a `TrunkPasses`)."""
+
+    def on_decoding_progress(self, pictures: int, of: int, found: int, **more: Any) -> None:
+        """So many pictures are decoded and kept, before the first step."""
+
+    def on_pictures_kept(self, count: Any, **more: Any) -> None:
+        """Decoded pictures are there for every epoch (a `KeptPicturesCount`)."""
 
     def on_step(self, facts: StepFacts, **more: Any) -> None:
         """After an update."""

@@ -1,151 +1,283 @@
-"""Outputs of the frozen trunk, computed once for each view of a picture and kept in memory.
+"""Outputs of the frozen trunk, computed once for each view of a picture and kept.
 
-Where a recipe varies pictures by mirroring alone, a training picture has two views, and its
-trunk outputs never change: they are computed before the first step, and every epoch trains the
-tail on them. The views of a batch are the ones that an uncached run would have drawn, and trunk
-passes always run over the same pictures together, so that a resumed run finds the same bits.
+Before the first step every view that is not in the cache yet goes through the trunk, on the
+fastest engine at hand; then epochs train the tail on what is kept, in the views that an uncached
+run would have drawn. The pictures of evaluation are kept as well.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+import psutil
 import torch
-from accelerate import Accelerator
+from numpy.typing import NDArray
 
-from vizsla.data.augment import Variation
-from vizsla.data.catalogue import Catalogue
-from vizsla.data.loader import Batch, Draw, EpochBatches, PictureDataset, build_loader
+from vizsla.data.cache import in_words
+from vizsla.data.fixed_views import FixedViews
+from vizsla.data.loader import Batch, EpochBatches, PictureDataset
+from vizsla.errors import StorageError
+from vizsla.findings import Finding
+from vizsla.models.engine_choice import EngineChooser
+from vizsla.models.feature_cache import DiskFeatures, FeatureStore, MemoryFeatures, store_key
 from vizsla.models.partition import Partition
+from vizsla.models.trunk_engines import PixelTrunk, TorchTrunk
 from vizsla.records import PictureProblem
-from vizsla.settings import AugmentSettings, Recipe
-from vizsla.training.evaluation import InputMaker
+from vizsla.settings import Recipe
+from vizsla.training.trunk_pass import TrunkPass, WantedViews
+
+# Rows longer than this are fetched while the step before them computes.
+_PREFETCHED_BYTES = 1 << 16
+
+Stopped = Callable[[], bool]
+Tell = Callable[[int, int, int], None]
+
+
+class FeaturesUnavailable(StorageError):
+    """Outputs cannot be kept, neither on disk nor in memory; the message says why."""
 
 
 @dataclass(frozen=True)
 class TrunkPasses:
-    """What was computed: pictures and passes through the trunk up to `boundary`."""
+    """What became of a run's trunk outputs: views computed now (`passes`) and found (`cached`),
+    `seconds` for both, of which the engine stood still for pictures in `wait_seconds` and was
+    chosen in `choosing_seconds`, `place` (disk or memory) and bytes of the outputs."""
 
     boundary: str
     pictures: int
+    views: int
     passes: int
+    cached: int
     seconds: float
-    memory_bytes: int
-
-
-def has_fixed_views(settings: AugmentSettings) -> bool:
-    """Whether a training picture is only ever seen as it is or mirrored."""
-    return (
-        settings.train_crop == "same"
-        and settings.augment == "none"
-        and not settings.vflip
-        and not settings.random_erasing
-        and not settings.mixup
-        and not settings.cutmix
-    )
+    wait_seconds: float
+    choosing_seconds: float
+    engine: str
+    engine_why: str
+    place: str
+    bytes: int
 
 
 class FrozenFeatures:
-    """The trunk outputs of a run's training and validation pictures."""
+    """The trunk outputs of a run's pictures. `fill` comes first; `findings` tell what went wrong
+    on the way, and `problems` of pictures that did not decode."""
 
     def __init__(
         self,
         halves: Partition,
-        dataset: PictureDataset,
+        pictures: PictureDataset,
+        views: FixedViews,
         recipe: Recipe,
-        inputs: InputMaker,
-        accelerator: Accelerator,
+        precision: str,
+        architecture: str,
+        engine_before: str | None = None,
     ) -> None:
-        self.boundary = halves.boundary
-        self._trunk = halves.trunk
-        self._dataset = dataset
+        self.boundary, self.views, self.precision = halves.boundary, views, precision
+        self.findings: list[Finding] = []
+        self.problems: list[PictureProblem] = []
         self._recipe = recipe
-        self._inputs = inputs
-        self._accelerator = accelerator
-        self._labels = torch.from_numpy(dataset.catalogue.labels.astype(np.int64))
-        size_px = dataset.preprocessing.size_px
-        example = self._compute(torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8))[0]
-        self._shape, self._dtype = example.shape[1:], example.dtype
-        self._views = _views(recipe, dataset.catalogue)
-        self.memory_bytes = self._views * example.numel() * example.element_size()
-        self._store = torch.empty(0)  # filled by `fill`; whether it fits is asked before
-        # Where the outputs of row r lie: as it is [r, 0], mirrored [r, 1]; -1 if there are none.
-        self._slots = np.full((len(dataset.catalogue), 2), -1, np.int64)
-
-    def fill(
-        self, stopped: Callable[[], bool], tell: Callable[[int, int], None]
-    ) -> tuple[TrunkPasses, list[PictureProblem]]:
-        """Compute everything, or until `stopped` says so, calling `tell` with the passes done and
-        to do; what was computed, and the pictures that did not decode."""
-        started, used = time.perf_counter(), 0
-        self._store = torch.empty(self._views, *self._shape, dtype=self._dtype)
-        problems: list[PictureProblem] = []
-        catalogue = self._dataset.catalogue
-        for split in ("train", "valid"):
-            mirrored = split == "train" and self._recipe.hflip > 0
-            batches = EpochBatches(catalogue.rows(split), self._recipe.batch_size)
-            for batch in build_loader(self._dataset, batches, self._recipe.workers):
-                problems += batch.problems
-                if stopped():
-                    break
-                if len(batch.rows):
-                    for view, outputs in enumerate(self._compute(batch.pixels, mirrored)):
-                        slots = np.arange(used, used + len(outputs))
-                        self._store[used : used + len(outputs)] = outputs
-                        self._slots[batch.rows.numpy(), view] = slots
-                        used += len(outputs)
-                    tell(used, len(self._store))
-        done = int((self._slots >= 0).any(axis=1).sum())
-        seconds = time.perf_counter() - started
-        return TrunkPasses(self.boundary, done, used, seconds, self.memory_bytes), problems
-
-    def batch(self, draws: list[Draw], variation: Variation | None) -> Batch:
-        """The trunk outputs of `draws`, in the view that `variation` draws for each."""
-        rows = np.array([draw.row for draw in draws], np.int64)
-        views = np.array(
-            [
-                variation is not None and variation.mirrors(draw.epoch, draw.position)
-                for draw in draws
-            ],
-            np.int64,
+        self._catalogue = pictures.catalogue
+        self._labels = torch.from_numpy(self._catalogue.labels.astype(np.int64))
+        bf16, size_px = precision == "bf16", pictures.preprocessing.size_px
+        module = PixelTrunk(halves.trunk.eval(), pictures.preprocessing)
+        blank = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8)
+        self._shape = TorchTrunk(module, bf16)(blank).shape[1:]
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        # Where the engine may not be any that is fast, neither may what others made be used.
+        only = "onnxruntime" if recipe.deterministic else recipe.trunk_engine
+        self._key = store_key(
+            halves, pictures.preprocessing, precision, "any" if only == "auto" else only
         )
-        slots = self._slots[rows, views]
+        self._about = f"{architecture} up to {halves.boundary}, {size_px} px, {precision}"
+        self._wanted = WantedViews(pictures, views)
+        chooser = EngineChooser(
+            module, halves.trunk_structure(), bf16, recipe.deterministic, engine_before
+        )
+        self._pass = TrunkPass(self._wanted, chooser, recipe.trunk_engine, recipe.workers)
+        self._found = 0  # views that were kept before
+        # Where the outputs of row r in view v lie; -1 if there are none.
+        self._slots = np.full((len(self._catalogue), len(views.names)), -1, np.int64)
+        self._outputs = torch.empty(0, *self._shape, dtype=self._dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        return self._shape.numel() * self._dtype.itemsize
+
+    def fill(self, stopped: Stopped, tell: Tell, waiting: Callable[[], None]) -> TrunkPasses:
+        """Find or compute everything, or until `stopped` says so, calling `tell` with the passes
+        done, to do, and found, and `waiting` if another process is at it.
+
+        Raises `FeaturesUnavailable` if neither disk nor memory can hold the outputs.
+        """
+        started = time.perf_counter()
+        disk = DiskFeatures(self._key, self._about, self._shape, self._dtype)
+        store: FeatureStore = disk
+        if self._recipe.cache == "memory":
+            store = self._memory("cache is memory.")
+            self._wanted.read_digests()
+            self._complete(store, stopped, tell, waiting)
+        else:
+            try:
+                disk.check_budget(len(self._wanted), self._recipe.cache_gb * 1e9)
+                self._wanted.read_digests()
+                self._complete(store, stopped, tell, waiting)
+            except StorageError as error:
+                store = self._moved_to_memory(disk, error)
+                self._complete(store, stopped, tell, waiting)
+        self._outputs = store.rows()
+        self.problems = self._pass.problems
+        self._judge(store.damaged)
+        found = int((self._slots[self._wanted.rows, self._wanted.columns] >= 0).sum())
+        return TrunkPasses(
+            boundary=self.boundary,
+            pictures=int((self._slots >= 0).any(axis=1).sum()),
+            views=len(self.views.taken),
+            passes=self._pass.passes,
+            cached=self._found,
+            seconds=time.perf_counter() - started,
+            wait_seconds=self._pass.wait_seconds,
+            choosing_seconds=self._pass.choosing_seconds,
+            engine=self._pass.engine,
+            engine_why=self._pass.engine_why,
+            place="disk" if store is disk else "memory",
+            bytes=found * self.row_bytes,
+        )
+
+    def batch(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Batch:
+        """The outputs of `rows` in the views `columns`; rows without any are left out."""
+        slots = self._slots[rows, columns]
         rows, slots = rows[slots >= 0], slots[slots >= 0]
-        outputs = self._store[torch.from_numpy(slots)]
+        outputs = self._outputs.index_select(0, torch.from_numpy(slots))
         if outputs.ndim == 4:
             outputs = outputs.permute(0, 3, 1, 2)
         kept = torch.from_numpy(rows)
         return Batch(outputs, self._labels[kept], kept, [])
 
-    @torch.inference_mode()
-    def _compute(self, pixels: torch.Tensor, mirrored: bool = False) -> list[torch.Tensor]:
-        """Trunk outputs of the pictures as they are, and mirrored; pictures' axes last but one."""
-        inputs = self._inputs(pixels)
-        views = [inputs, inputs.flip(3)] if mirrored else [inputs]
-        with self._accelerator.autocast():
-            outputs = [self._trunk(view) for view in views]
-        # Height and width before channels, as the layers that follow want them in memory.
-        return [
-            (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).cpu() for output in outputs
-        ]
+    def whole(self, split: str) -> Batch:
+        """All outputs of a split at once: of training in every view that is taken."""
+        mine = np.isin(self._wanted.rows, self._catalogue.rows(split))
+        return self.batch(self._wanted.rows[mine], self._wanted.columns[mine])
+
+    def _complete(
+        self, store: FeatureStore, stopped: Stopped, tell: Tell, waiting: Callable[[], None]
+    ) -> None:
+        """Compute what the store lacks, as its one writer."""
+        missing = self._look_up(store)
+        self._found = int((~missing).sum())
+        if not missing.any():
+            return
+        with store.filling(stopped, waiting) as mine:
+            if not mine:
+                return
+            missing = self._look_up(store)  # another process may have been at it
+            to_do, found = int(missing.sum()), int((~missing).sum())
+            self._found = found
+            if isinstance(store, DiskFeatures) and to_do:
+                store.make_room(to_do, self._wanted.keys(), self._recipe.cache_gb * 1e9)
+            before = self._pass.passes
+            tell(0, to_do, found)
+
+            def is_kept(key: bytes) -> bool:
+                return bool(store.find([key])[0] >= 0)
+
+            for keys, outputs in self._pass.compute(missing, is_kept, stopped):
+                store.add(keys, outputs.to(self._dtype))
+                tell(self._pass.passes - before, to_do, found)
+        self._look_up(store)
+
+    def _look_up(self, store: FeatureStore) -> NDArray[np.bool_]:
+        """Write the table of slots from the store; which of the wanted views are missing."""
+        slots = store.find(self._wanted.keys())
+        self._slots[self._wanted.rows, self._wanted.columns] = slots
+        return slots < 0
+
+    def _memory(self, why: str) -> MemoryFeatures:
+        """A store in memory, or `FeaturesUnavailable` that begins with `why`."""
+        needed, limit = len(self._wanted) * self.row_bytes, psutil.virtual_memory().total / 2
+        if needed > limit:
+            raise FeaturesUnavailable(
+                f"{why} In memory their {in_words(needed)} would take more than half of this "
+                "machine's."
+            )
+        return MemoryFeatures(len(self._wanted), self._shape, self._dtype)
+
+    def _moved_to_memory(self, disk: DiskFeatures, error: StorageError) -> MemoryFeatures:
+        """A store in memory with whatever the disk holds; a finding says why."""
+        store = self._memory(str(error))
+        self._wanted.read_digests()
+        keys = self._wanted.keys()
+        held = {key: slot for key, slot in zip(keys, disk.find(keys).tolist()) if slot >= 0}
+        store.add(list(held), disk.rows()[list(held.values())])
+        self.findings.append(
+            _warning(
+                "feature_cache",
+                f"Outputs of the frozen layers are kept in memory, for this run alone: {error}",
+                "The next run computes them again.",
+            )
+        )
+        return store
+
+    def _judge(self, damaged: int) -> None:
+        if damaged:
+            self.findings.append(
+                _warning(
+                    "feature_cache",
+                    f"{damaged:,} kept outputs of frozen layers were damaged and have been "
+                    "computed again.",
+                    "If it happens again, look after the disk that holds the cache.",
+                    damaged,
+                )
+            )
+        if self._pass.replaced:
+            self.findings.append(
+                _warning(
+                    "pictures_replaced",
+                    f"{len(self._pass.replaced):,} pictures were replaced while this run read "
+                    f"them, {self._pass.replaced[0]} among them; it goes on with the new ones.",
+                    "Train anew if this run was to see the old ones.",
+                    len(self._pass.replaced),
+                )
+            )
 
 
 @dataclass
 class FeatureBatches:
-    """An epoch's batches from the stored outputs, in place of a loader of pictures."""
+    """An epoch's batches from the kept outputs, in place of a loader of pictures: as it is, or
+    `varied` as in training."""
 
     features: FrozenFeatures
     batches: EpochBatches
-    variation: Variation | None = None
+    varied: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
-        for draws in self.batches:
-            yield self.features.batch(draws, self.variation)
+        order, features = self.batches.order(), self.features
+        columns = np.zeros(len(order), np.int64)
+        if self.varied:
+            columns = features.views.choose(order, self.batches.epoch)
+
+        def fetch(at: range) -> Batch:
+            chosen = slice(at.start, at.stop, at.step)
+            return features.batch(order[chosen], columns[chosen])
+
+        if features.row_bytes < _PREFETCHED_BYTES:
+            return map(fetch, self.batches.positions())
+        return _prefetched(fetch, self.batches.positions())
 
 
-def _views(recipe: Recipe, catalogue: Catalogue) -> int:
-    per_picture = 2 if recipe.hflip > 0 else 1
-    return per_picture * len(catalogue.rows("train")) + len(catalogue.rows("valid"))
+def _prefetched(fetch: Callable[[range], Batch], spans: Iterator[range]) -> Iterator[Batch]:
+    """Batches in order, each fetched while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(fetch, span) for span in islice(spans, 2)]
+        while pending:
+            batch = pending.pop(0).result()
+            pending += [pool.submit(fetch, span) for span in islice(spans, 1)]
+            yield batch
+
+
+def _warning(rule: str, meaning: str, advice: str, measured: float | None = None) -> Finding:
+    threshold = None if measured is None else 0.0
+    return Finding(rule, "warning", "cache", meaning, advice, measured, threshold)

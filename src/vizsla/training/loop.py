@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vizsla.data.loader import Batch
@@ -47,25 +48,12 @@ class Trainer:
         self._s.observers.on_start(self._s.facts(self._progress.epoch))
         try:
             with stop_requests() as stop:
-                self._fill_features(stop)
                 while not self._finished():
                     self._train_epoch(stop)
                     self._close_epoch()
                     self._leave_if_asked(stop)
         finally:
             self._s.observers.on_end()
-
-    def _fill_features(self, stop: StopRequest) -> None:
-        """Compute the frozen trunk once for every view, where its outputs are kept."""
-        setup = self._s
-        if setup.features is None or self._finished():
-            return
-        passes, problems = setup.features.fill(
-            lambda: stop.signal_number is not None, setup.observers.on_trunk_progress
-        )
-        setup.tell_problems(problems)
-        self._leave_if_asked(stop)
-        setup.observers.on_features(passes)
 
     def _train_epoch(self, stop: StopRequest) -> None:
         setup, progress = self._s, self._progress
@@ -92,7 +80,7 @@ class Trainer:
         rate = learning_rate(
             setup.recipe, setup.peak_rate, progress.step, setup.steps_per_epoch, setup.recipe.epochs
         )
-        seed_chance(setup.recipe.seed, progress.step, setup.accelerator.process_index)
+        seed_chance(setup.recipe.seed, progress.step, setup.accelerator)
         pictures = sum(len(batch.labels) for batch in group)
         loss_sum = torch.zeros((), device=setup.accelerator.device)
         for number, batch in enumerate(group, start=1):
@@ -267,12 +255,17 @@ class Trainer:
         return DeviceSums(len(self._s.catalogue.classes), self._s.accelerator.device)
 
 
-def seed_chance(seed: int, step: int, rank: int) -> None:
+def seed_chance(seed: int, step: int, accelerator: Accelerator) -> None:
     """Seed every global generator for one step: dropout, MixUp and erasing draw from them."""
-    state = int(np.random.SeedSequence([seed, 1, step, rank]).generate_state(1)[0])
+    entropy = [seed, 1, step, accelerator.process_index]
+    state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)
-    torch.manual_seed(state)
+    # Not torch.manual_seed, which without a GPU notes the call with its stack for later: almost
+    # a millisecond a step, and memory that grows with them.
+    torch.default_generator.manual_seed(state)
+    if accelerator.device.type != "cpu":
+        torch.get_device_module(accelerator.device).manual_seed(state)
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -64,7 +64,7 @@ def build_optimizer(
     module: nn.Module, settings: OptimizerSettings, rate: float
 ) -> torch.optim.Optimizer:
     """timm's optimiser over the parameters that train; biases and norms do not decay."""
-    arguments: dict[str, float] = {}
+    arguments: dict[str, float | bool] = {}
     name: str = settings.optimizer
     if name == "sgd":
         # timm calls plain momentum by its own name and means Nesterov by sgd.
@@ -72,6 +72,8 @@ def build_optimizer(
         arguments["momentum"] = settings.momentum
     else:
         arguments["eps"] = settings.eps
+    if name in ("adam", "adamw"):
+        arguments["fused"] = True  # one pass over the weights: two to five times as fast
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         module, opt=name, lr=rate, weight_decay=settings.weight_decay, **arguments
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from vizsla.data.integrity import CorruptPictures
-from vizsla.findings import judge_all
+from vizsla.findings import Finding, judge_all
 from vizsla.records import EpochRecord, PictureProblem
 from vizsla.runs.folder import RunFolder
 from vizsla.training.events import Observer, StepFacts
@@ -21,6 +22,13 @@ class RunRecorder(Observer):
         self._run = run
         self._held: list[StepFacts] = []
         self._problems = {problem.path: problem for problem in run.problems()}
+
+    def on_features(self, passes: Any, findings: list[Finding], **more: Any) -> None:
+        facts, before = asdict(passes), self._run.trunk()
+        if before is not None and not passes.passes:  # all was found: who made it still counts
+            facts["engine"] = before["engine"]
+        self._run.write_trunk(facts)
+        self._run.append_findings(findings)
 
     def on_step(self, facts: StepFacts, **more: Any) -> None:
         self._held.append(facts)

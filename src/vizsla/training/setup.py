@@ -21,18 +21,20 @@ from torch import nn
 from vizsla import torchvision_compat as _torchvision_compat  # noqa: F401  (before timm)
 from vizsla.data.catalogue import Catalogue
 from vizsla.data.loader import Batch, EpochBatches, inverse_frequency
-from vizsla.errors import DataError, ModelError
+from vizsla.errors import DataError, Interrupted, ModelError
 from vizsla.models.build import Network
 from vizsla.models.freezing import FreezePolicy, plan_freezing
-from vizsla.models.partition import partition
+from vizsla.models.partition import Partition, partition
 from vizsla.records import PictureProblem
 from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
+from vizsla.training.evaluation import SplitEvaluation, evaluate
 from vizsla.training.events import Observers, TrainingFacts
-from vizsla.training.feed import Feed, build_feed
-from vizsla.training.frozen_features import FrozenFeatures
+from vizsla.training.feed import Feed, FeedMaker
+from vizsla.training.frozen_features import FeatureBatches, FrozenFeatures
 from vizsla.training.mixing import BatchMixer, build_loss
 from vizsla.training.optim import build_optimizer, peak_rate
+from vizsla.training.stopping import stop_requests
 
 # isort: split
 from timm.utils import ModelEmaV3
@@ -44,7 +46,7 @@ class Setup:
 
     `network` is the bare module and `average` its moving average, where one is kept. `trained`
     and `judged` compute them in training and validation: whole or, with `features`, as tails
-    that begin where the kept outputs of the frozen trunk end.
+    that begin where the kept outputs of the frozen trunk end (`halves`).
     """
 
     recipe: Recipe
@@ -54,6 +56,7 @@ class Setup:
     trained: nn.Module
     judged: nn.Module
     features: FrozenFeatures | None
+    halves: Partition | None
     average: ModelEmaV3 | None
     policy: FreezePolicy
     optimizer: torch.optim.Optimizer
@@ -85,6 +88,28 @@ class Setup:
             self.observers.on_problems(new)
         refuse_fatal(new)
 
+    def stop_loading(self) -> None:
+        """Let go of the loaders, and with them of their processes."""
+        self.train_loader = self.valid_loader = ()
+
+    def judge_kept(self, split: str) -> SplitEvaluation | None:
+        """The exact evaluation of the present weights on the kept outputs of a split; None where
+        there are none in float32."""
+        if self.features is None or self.halves is None or self.features.precision != "fp32":
+            return None
+        rows = self.catalogue.rows(split)
+        result = evaluate(
+            self.halves.tail,
+            FeatureBatches(self.features, EpochBatches(rows, self.recipe.batch_size)),
+            self.inputs,
+            len(self.catalogue.classes),
+            self.accelerator,
+            exact=True,
+        )
+        names = {self.catalogue.paths[row] for row in rows.tolist()}
+        result.problems = [problem for problem in self.features.problems if problem.path in names]
+        return result
+
     def facts(self, first_epoch: int) -> TrainingFacts:
         return TrainingFacts(
             epochs=self.recipe.epochs,
@@ -97,6 +122,7 @@ class Setup:
             precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             learning_rate=self.peak_rate,
             first_epoch=first_epoch,
+            solver=self.recipe.solver,
             note=self.note,
         )
 
@@ -108,8 +134,10 @@ def prepare(
     checkpoints: CheckpointStore,
     observers: Observers,
     accelerator: Accelerator,
+    engine_before: str | None = None,
 ) -> Setup:
-    """The parts of a training of `network` on `catalogue`."""
+    """The parts of a training of `network` on `catalogue`. For a run that is taken up again,
+    `engine_before` is what ran its trunk."""
     device, class_count = accelerator.device, len(catalogue.classes)
     module = network.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     policy = plan_freezing(module, recipe.unfreeze)
@@ -117,12 +145,19 @@ def prepare(
     average = ModelEmaV3(module, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     rate = peak_rate(recipe)
     optimizer = build_optimizer(module, recipe, rate)
-    feed = build_feed(module, network.preprocessing, catalogue, recipe, policy, accelerator)
-    computing = feed.tail or module
+    with stop_requests() as stop:
+        feed = FeedMaker(
+            network, catalogue, recipe, policy, accelerator, observers, stop, engine_before
+        ).make()
+        if stop.signal_number is not None:
+            raise Interrupted(
+                stop.signal_number, "Stopped before the first step; what was computed is kept."
+            )
+    computing = feed.halves.tail if feed.halves is not None else module
     trained, optimizer = accelerator.prepare(
         torch.compile(computing) if recipe.compile else computing, optimizer
     )
-    return Setup(
+    setup = Setup(
         recipe=recipe,
         catalogue=catalogue,
         accelerator=accelerator,
@@ -130,6 +165,7 @@ def prepare(
         trained=trained,
         judged=_judged(average, feed, policy, network.preprocessing.size_px) or computing,
         features=feed.features,
+        halves=feed.halves,
         average=average,
         policy=policy,
         optimizer=optimizer,
@@ -144,6 +180,8 @@ def prepare(
         observers=observers,
         note=feed.note,
     )
+    setup.tell_problems(feed.problems)
+    return setup
 
 
 def refuse_fatal(problems: Iterable[PictureProblem]) -> None:
@@ -169,7 +207,7 @@ def _judged(
     if halves is None:
         raise ModelError(
             "The moving average cannot be cut where the network was; leave out ema_decay, or set "
-            "feature_memory_gb to 0."
+            "cache to off."
         )
     return halves.tail
 
