@@ -15,7 +15,7 @@ from vizsla.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUN = "runs/2026-11-21-072701-mobilenetv2_100"
+RUN = "runs/2026-11-21-103525-mobilenetv2_100"
 
 # What a command of the README says, and what the test puts in its place to take seconds.
 TOY = ["--model", "test_resnet", "--weights", "none", "--size-px", "64", "--epochs", "1"]

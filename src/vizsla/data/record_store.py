@@ -146,7 +146,10 @@ class RecordStore:
                 file.write(np.ascontiguousarray(records).data)
             entries["offset"] = start + np.arange(len(keys)) * records.shape[1]
             entries["checksum"] = [
-                _checksum(entry, record) for entry, record in zip(entries, records, strict=True)
+                zlib.crc32(record, described)
+                for record, described in zip(
+                    np.ascontiguousarray(records), _described(entries), strict=True
+                )
             ]
             with (self.folder / "index").open("ab") as file:
                 file.write(entries.tobytes())
@@ -194,15 +197,17 @@ class RecordStore:
     def _sound(self, entries: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each entry's record has the checksum that was written with it."""
 
-        def agrees(entry: Any) -> bool:
-            start = int(entry["offset"])
-            record = self._records[start : start + int(entry["length"])]
-            return _checksum(entry, record) == int(entry["checksum"])
+        records = self._records.data
 
+        def agrees(start: int, length: int, described: int, checksum: int) -> bool:
+            return zlib.crc32(records[start : start + length], described) == checksum
+
+        columns = [entries[name].tolist() for name in ("offset", "length", "checksum")]
+        columns.insert(2, _described(entries))
         # Long records are worth threads: the checksum is computed without the interpreter's lock.
         threads = 4 if len(entries) and int(entries["length"].max()) > 1 << 16 else 1
         with ThreadPoolExecutor(threads) as pool:
-            checked = map(agrees, entries) if threads == 1 else pool.map(agrees, entries)
+            checked = map(agrees, *columns) if threads == 1 else pool.map(agrees, *columns)
             return np.fromiter(checked, bool, len(entries))
 
     def _prepare(self) -> None:
@@ -236,6 +241,7 @@ def _newest(index: NDArray[Any], keys: Sequence[bytes]) -> NDArray[np.int64]:
     return np.where((at >= 0) & (held[found] == wanted) & (wanted != b""), found, -1)
 
 
-def _checksum(entry: Any, record: NDArray[np.uint8]) -> int:
-    described = b"".join(entry[field].tobytes() for field in ("key", "offset", "length"))
-    return zlib.crc32(np.ascontiguousarray(record).data, zlib.crc32(described))
+def _described(entries: NDArray[Any]) -> list[int]:
+    """The checksum of each entry's other fields, with which that of its record begins."""
+    raw, before = entries.tobytes(), ENTRY_BYTES - _ENTRY["checksum"].itemsize
+    return [zlib.crc32(raw[at : at + before]) for at in range(0, len(raw), ENTRY_BYTES)]
