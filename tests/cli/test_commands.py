@@ -64,7 +64,7 @@ def picture(dogs: DrawnDataset) -> Path:
     return min((dogs.folder / "test").rglob("*.jpg"))
 
 
-def refused(answer: Answer, *parts: str) -> None:
+def assert_refused(answer: Answer, *parts: str) -> None:
     """Exit code 2 and one sentence or two on standard error, with `parts` in them."""
     assert answer.code == 2
     assert answer.output == ""
@@ -86,25 +86,25 @@ def draw(folder: Path, *names: str) -> Path:
 def test_no_pictures(train: Command, tmp_path: Path) -> None:
     (tmp_path / "data" / "notes").mkdir(parents=True)
     (tmp_path / "data" / "notes" / "readme.txt").write_text("nothing")
-    refused(train(tmp_path / "data"), "No pictures found", "one folder a class")
+    assert_refused(train(tmp_path / "data"), "No pictures found", "one folder a class")
 
 
 def test_no_such_data(train: Command, tmp_path: Path) -> None:
-    refused(train(tmp_path / "nowhere"), "There is no", "nowhere")
+    assert_refused(train(tmp_path / "nowhere"), "There is no", "nowhere")
 
 
 def test_no_data_named(command: Command) -> None:
-    refused(command("train"), "Nothing to train on")
+    assert_refused(command("train"), "Nothing to train on")
 
 
 def test_one_class(train: Command, tmp_path: Path) -> None:
     data = draw(tmp_path / "data", "cat/1.png", "cat/2.png", "cat/3.png")
-    refused(train(data), "Only one class", "'cat'")
+    assert_refused(train(data), "Only one class", "'cat'")
 
 
 def test_a_class_of_one_picture(train: Command, tmp_path: Path) -> None:
     data = draw(tmp_path / "data", "cat/1.png", "cat/2.png", "dog/1.png")
-    refused(train(data), "'dog'", "single picture")
+    assert_refused(train(data), "'dog'", "single picture")
 
 
 def test_all_pictures_corrupt(train: Command, tmp_path: Path) -> None:
@@ -141,12 +141,14 @@ def test_all_pictures_corrupt(train: Command, tmp_path: Path) -> None:
 def test_settings_that_cannot_be(
     train: Command, dogs: DrawnDataset, flags: list[str], parts: list[str]
 ) -> None:
-    refused(train(dogs.folder, *flags), *parts)
+    assert_refused(train(dogs.folder, *flags), *parts)
 
 
 def test_weights_that_do_not_fit(train: Command, dogs: DrawnDataset, tmp_path: Path) -> None:
     save_file({"conv1.0.weight": torch.zeros(2, 3, 3, 3)}, tmp_path / "other.safetensors")
-    refused(train(dogs.folder, "--weights", tmp_path / "other.safetensors"), "other.safetensors")
+    assert_refused(
+        train(dogs.folder, "--weights", tmp_path / "other.safetensors"), "other.safetensors"
+    )
 
 
 def test_no_run_is_left_by_a_refused_training(
@@ -160,7 +162,7 @@ def test_classes_of_run_and_data_differ(
     command: Command, finished_run: RunFolder, tmp_path: Path
 ) -> None:
     data = draw(tmp_path / "data", "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
-    refused(command("evaluate", finished_run.path, data), "2 classes", "3", "'cat'")
+    assert_refused(command("evaluate", finished_run.path, data), "2 classes", "3", "'cat'")
 
 
 def test_a_run_of_another_version(
@@ -170,19 +172,19 @@ def test_a_run_of_another_version(
     text = (copy / "run.toml").read_text()
     write_text(copy / "run.toml", text.replace("format_version = 1", "format_version = 99", 1))
     parts = ("format version 99", "Use the vizsla that wrote it")
-    refused(command("train", "--resume", copy), *parts)
-    refused(command("runs", "compare", copy, finished_run.path), *parts)
+    assert_refused(command("train", "--resume", copy), *parts)
+    assert_refused(command("runs", "compare", copy, finished_run.path), *parts)
 
 
 def test_a_folder_that_is_no_run(command: Command, finished_run: RunFolder, tmp_path: Path) -> None:
-    refused(command("train", "--resume", tmp_path), "is not a run")
-    refused(command("train", "--resume", finished_run.bundle), "looks like a bundle")
-    refused(command("predict", tmp_path / "nothing", "a.jpg"), "There is no")
-    refused(command("runs", "compare", finished_run.path), "two runs or more")
+    assert_refused(command("train", "--resume", tmp_path), "is not a run")
+    assert_refused(command("train", "--resume", finished_run.bundle), "looks like a bundle")
+    assert_refused(command("predict", tmp_path / "nothing", "a.jpg"), "There is no")
+    assert_refused(command("runs", "compare", finished_run.path), "two runs or more")
 
 
 def test_an_unknown_command_offers_the_nearest(command: Command) -> None:
-    refused(command("pedict"), "pedict", "predict")
+    assert_refused(command("pedict"), "pedict", "predict")
 
 
 def test_training_prints_what_sagemaker_reads(train: Command, dogs: DrawnDataset) -> None:
@@ -251,14 +253,14 @@ def test_an_unreadable_picture_costs_no_other_answer(
 def test_predict_says_what_is_wrong(
     command: Command, finished_run: RunFolder, arguments: list[str], part: str
 ) -> None:
-    refused(command("predict", finished_run.path, *arguments), part)
+    assert_refused(command("predict", finished_run.path, *arguments), part)
 
 
 def test_an_unfinished_run_says_how_to_finish_it(
     command: Command, finished_run: RunFolder, picture: Path, tmp_path: Path
 ) -> None:
     write_text(tmp_path / "run.toml", (finished_run.path / "run.toml").read_text())
-    refused(command("predict", tmp_path, picture), "vizsla train --resume")
+    assert_refused(command("predict", tmp_path, picture), "vizsla train --resume")
 
 
 def test_evaluate_prints_figures_for_people_and_for_metric_expressions(
@@ -286,7 +288,9 @@ def test_evaluate_json_is_one_document(
 def test_evaluate_refuses_a_split_that_is_none(
     command: Command, finished_run: RunFolder, dogs: DrawnDataset
 ) -> None:
-    refused(command("evaluate", finished_run.path, dogs.folder, "--split", "dev"), "'dev'", "valid")
+    assert_refused(
+        command("evaluate", finished_run.path, dogs.folder, "--split", "dev"), "'dev'", "valid"
+    )
 
 
 def test_runs_list_shows_every_run_and_its_state(
