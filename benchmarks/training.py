@@ -1,11 +1,11 @@
 """`vizsla train` against the plain script of `baseline.py`, end to end, on the same pictures.
 
 Both are child processes, timed from start to exit. vizsla runs twice a round: first with an empty
-cache, as on the day it is installed, and again with the cache that the first run left. A third run keeps no outputs of the frozen layers: it shows what
-keeping them is worth, and its steps load pictures, so that its wait share is the loader's. The
-order alternates between rounds, and figures are medians over
-rounds. vizsla also evaluates exactly and writes and verifies a bundle in its time; the script
-writes a state dict.
+cache, as on the day it is installed, and again with the cache that the first run left. A third run
+keeps no outputs of the frozen layers: it shows what keeping them is worth, and its steps load
+pictures, so that its wait share is the loader's. The order alternates between rounds, and figures
+are medians over rounds. vizsla also evaluates exactly and writes and verifies a bundle in its time;
+the script writes a state dict.
 """
 
 from __future__ import annotations
