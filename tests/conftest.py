@@ -14,8 +14,12 @@ from vizsla.settings import Recipe
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-# A network of ImageNet's shape and a toy's size, on 64-pixel pictures.
-TINY = Recipe(model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=2, workers=0)
+# A network of ImageNet's shape and a toy's size, on 64-pixel pictures; in float32, so that tests
+# see the same figures on processors with native bf16 and without.
+TINY = Recipe(
+    model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=2, workers=0,
+    precision="fp32",
+)  # fmt: skip
 
 
 # Networks this small only wait for one another's threads; child processes inherit it.

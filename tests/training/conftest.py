@@ -62,6 +62,7 @@ def fit(dogs: DrawnDataset, tmp_path: Path) -> Fit:
                 "epochs": 1,
                 "batch_size": 8,
                 "workers": 0,
+                "precision": "fp32",
                 **settings,
             }
         )

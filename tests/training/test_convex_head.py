@@ -21,7 +21,7 @@ from vizsla.training.setup import Setup, prepare
 
 SETTINGS = {
     "model": "test_resnet", "weights": "none", "unfreeze": "head", "size_px": 64,
-    "solver": "lbfgs", "workers": 0,
+    "solver": "lbfgs", "workers": 0, "precision": "fp32",
 }  # fmt: skip
 
 

@@ -278,7 +278,7 @@ def test_a_picture_replaced_meanwhile_is_told_of(  # type: ignore[no-untyped-def
 
 TRAINING = Recipe(
     model="test_resnet", weights="none", unfreeze="head", size_px=64, epochs=2, batch_size=8,
-    workers=0,
+    workers=0, precision="fp32",
 )  # fmt: skip
 SLOW = """
 import sys, time
