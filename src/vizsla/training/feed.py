@@ -81,7 +81,8 @@ class FeedMaker:
 
     def make(self) -> Feed:
         try:
-            self._check_that_features_recur()
+            if reason := why_not_kept(self.recipe, self.accelerator.num_processes):
+                raise _NotKept(reason)
             return self._features()
         except _NotKept as why:
             if self.recipe.solver == "lbfgs":
@@ -93,22 +94,6 @@ class FeedMaker:
             if self.recipe.views:
                 self.observers.on_note("views are not used; pictures vary anew every epoch")
             return replace(self._pictures(), note=note)
-
-    def _check_that_features_recur(self) -> None:
-        """Raise `_NotKept` where keeping trunk outputs would not save a pass."""
-        recipe = self.recipe
-        if recipe.unfreeze == "all":
-            raise _NotKept("everything trains")
-        if recipe.cache == "off":
-            raise _NotKept("cache is off")
-        if not has_fixed_views(recipe):
-            raise _NotKept(
-                "pictures vary anew every epoch (views 8, say, draws eight variations once)"
-            )
-        if self.accelerator.num_processes > 1:
-            raise _NotKept("outputs are kept for one process alone, and there are several")
-        if recipe.epochs == 1 and recipe.solver == "gradient":
-            raise _NotKept("one epoch sees each picture once")
 
     def _features(self) -> Feed:
         """A feed of trunk outputs."""
@@ -221,6 +206,21 @@ class FeedMaker:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
+
+
+def why_not_kept(recipe: Recipe, processes: int) -> str | None:
+    """Why keeping trunk outputs would not save a pass, as a clause; None where it would."""
+    if recipe.unfreeze == "all":
+        return "everything trains"
+    if recipe.cache == "off":
+        return "cache is off"
+    if not has_fixed_views(recipe):
+        return "pictures vary anew every epoch (views 8, say, draws eight variations once)"
+    if processes > 1:
+        return "outputs are kept for one process alone, and there are several"
+    if recipe.epochs == 1 and recipe.solver == "gradient":
+        return "one epoch sees each picture once"
+    return None
 
 
 def evaluation_loader(

@@ -30,7 +30,7 @@ from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
 from vizsla.training.evaluation import SplitEvaluation, evaluate
 from vizsla.training.events import Observers, TrainingFacts
-from vizsla.training.feed import Feed, FeedMaker
+from vizsla.training.feed import Feed, FeedMaker, why_not_kept
 from vizsla.training.frozen_features import FeatureBatches, FrozenFeatures
 from vizsla.training.mixing import BatchMixer, build_loss
 from vizsla.training.optim import build_optimizer, peak_rate
@@ -221,12 +221,21 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = Accelerator(mixed_precision="no")  # the recipe decides, not the environment
     bf16 = recipe.precision == "bf16" or (
-        recipe.precision == "auto" and computes_bf16(accelerator.device)
+        recipe.precision == "auto"
+        and computes_bf16(accelerator.device)
+        and not _trains_a_kept_head(recipe, accelerator)
     )
     if bf16:
         AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision="bf16")
     return accelerator
+
+
+def _trains_a_kept_head(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Whether a processor trains a head alone on kept outputs: products so small that bf16 gains
+    nothing, while in float32 the kept outputs also serve the exact evaluation."""
+    kept = why_not_kept(recipe, accelerator.num_processes) is None
+    return kept and recipe.unfreeze == "head" and accelerator.device.type == "cpu"
 
 
 def computes_bf16(device: torch.device) -> bool:
