@@ -26,6 +26,7 @@ LEVELS: dict[str, float] = {
         ["tuning", "debugging", "profiling", "assessing", "export", "serving", "reports"], 4
     ),
     "pipeline": 5,
+    "worker": 5.2,
     "api": 5.5,
     "cli": 6,
 }

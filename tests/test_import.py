@@ -18,13 +18,18 @@ PUBLIC = [
     "Predictor",
     "Recipe",
     "RunFolder",
+    "Settings",
+    "Study",
     "VizslaError",
     "__version__",
     "evaluate",
     "load_bundle",
     "open_run",
+    "open_study",
     "predict",
+    "report",
     "train",
+    "tune",
 ]
 NOT_FOR_ANSWERS = ("torch", "torchvision", "timm", "pydantic", "rich", "cyclopts", "accelerate")
 

@@ -11,24 +11,30 @@ from typing import TYPE_CHECKING, Any
 from vizsla.version import __version__
 
 if TYPE_CHECKING:
-    from vizsla.api import evaluate, open_run, predict, train
+    from vizsla.api import evaluate, open_run, open_study, predict, report, train, tune
     from vizsla.bundle.predictor import Predictor, load_bundle
     from vizsla.errors import VizslaError
     from vizsla.records import Prediction
     from vizsla.runs.folder import RunFolder
-    from vizsla.settings import Recipe
+    from vizsla.settings import Recipe, Settings
+    from vizsla.tuning.study import Study
 
 _HOMES = {
     "Prediction": "vizsla.records",
     "Predictor": "vizsla.bundle.predictor",
     "Recipe": "vizsla.settings",
     "RunFolder": "vizsla.runs.folder",
+    "Settings": "vizsla.settings",
+    "Study": "vizsla.tuning.study",
     "VizslaError": "vizsla.errors",
     "evaluate": "vizsla.api",
     "load_bundle": "vizsla.bundle.predictor",
     "open_run": "vizsla.api",
+    "open_study": "vizsla.api",
     "predict": "vizsla.api",
+    "report": "vizsla.api",
     "train": "vizsla.api",
+    "tune": "vizsla.api",
 }
 
 __all__ = [
@@ -36,13 +42,18 @@ __all__ = [
     "Predictor",
     "Recipe",
     "RunFolder",
+    "Settings",
+    "Study",
     "VizslaError",
     "__version__",
     "evaluate",
     "load_bundle",
     "open_run",
+    "open_study",
     "predict",
+    "report",
     "train",
+    "tune",
 ]
 
 

@@ -8,19 +8,21 @@ starts without torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vizsla.assessing.bundle import BundleEvaluation, evaluate_bundle
 from vizsla.bundle.predictor import Picture, Predictor, load_bundle
 from vizsla.errors import SettingError
 from vizsla.records import Prediction
 from vizsla.runs.folder import RunFolder
-from vizsla.settings import Recipe
+from vizsla.settings import Recipe, Settings
 
 if TYPE_CHECKING:
     from vizsla.training.events import Observer
+    from vizsla.tuning.events import StudyObserver
+    from vizsla.tuning.study import Study
 
 AnyPath = str | os.PathLike[str]
 
@@ -76,4 +78,71 @@ def open_run(path: AnyPath) -> RunFolder:
     return RunFolder.open(Path(path))
 
 
-__all__ = ["Predictor", "evaluate", "load_bundle", "open_run", "predict", "train"]
+def tune(
+    data: AnyPath | None = None,
+    space: Mapping[str, Any] | None = None,
+    *,
+    recipe: Settings | None = None,
+    resume: AnyPath | None = None,
+    studies: AnyPath = "studies",
+    observers: Iterable[StudyObserver] = (),
+    **settings: Any,
+) -> Study:
+    """Search `space` for the best settings of a training on `data`, in a new folder in `studies`.
+
+    `space` maps names of settings to values: `{"lr": "1e-5..1e-2:log", "batch_size": [16, 32]}`;
+    `recipe` (or `Settings`, which may contradict one another until the searched ones join them)
+    gives what is not searched; `settings` are those of `StudySettings`, such as
+    `trials=20`, `timeout="30m"`, `jobs=2`, `objective="accuracy,latency_ms"`. With `resume`, an
+    earlier study's folder, go on with that; `trials`, `timeout`, `study_patience` and `jobs` may be
+    given anew. Trainings run in processes of their own.
+
+    Raises `InputError` for whatever the caller can cure, `WorkError` where no trial succeeds, and
+    `Interrupted` after a signal, with everything saved.
+
+    >>> study = tune("dogImages.zip", {"lr": "1e-5..1e-2:log"}, trials=10)  # doctest: +SKIP
+    >>> study.best.params, study.bundle  # doctest: +SKIP
+    """
+    from vizsla.tuning.sitting import begin, take_up
+
+    if resume is not None:
+        if data is not None or space is not None or recipe is not None:
+            raise SettingError(
+                "A resumed study goes on with its own data, search and recipe; give resume alone, "
+                "or tune anew without it."
+            )
+        return take_up(Path(resume), settings, observers)
+    if data is None:
+        raise SettingError("Nothing to train on: give a folder, an archive or a manifest.")
+    base = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    return begin(data, space or {}, base, Path(studies), settings, observers)
+
+
+def open_study(path: AnyPath) -> Study:
+    """The study in a folder, finished or not."""
+    from vizsla.tuning.study import open_study
+
+    return open_study(Path(path))
+
+
+def report(path: AnyPath) -> Path:
+    """Write the report of the study in a folder: one HTML file that needs nothing else."""
+    from vizsla.reports.page import write_page
+    from vizsla.tuning.report import lead_of, sections_of
+
+    study = open_study(path)
+    write_page(study.folder.report, study.folder.name, lead_of(study), sections_of(study))
+    return study.folder.report
+
+
+__all__ = [
+    "Predictor",
+    "evaluate",
+    "load_bundle",
+    "open_run",
+    "open_study",
+    "predict",
+    "report",
+    "train",
+    "tune",
+]

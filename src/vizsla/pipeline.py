@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from vizsla.bundle.format import ONNX_FILE, BundleFacts
 from vizsla.data.cache import in_use
 from vizsla.data.catalogue import Catalogue
+from vizsla.data.cores import available_cores
 from vizsla.data.integrity import CATALOGUE_RULES
-from vizsla.data.loader import Draw, PictureDataset, available_cores
+from vizsla.data.loader import Draw, PictureDataset
 from vizsla.data.sources import open_source, read_manifest
 from vizsla.data.splits import divide
 from vizsla.data.transforms import Preprocessing
@@ -74,9 +75,15 @@ class TrainingJob:
 
     @classmethod
     def started(
-        cls, data: str | os.PathLike[str], recipe: Recipe, runs: Path, observers: Iterable[Observer]
+        cls,
+        data: str | os.PathLike[str],
+        recipe: Recipe,
+        runs: Path,
+        observers: Iterable[Observer],
+        folder: Path | None = None,
     ) -> TrainingJob:
-        """A new job: looks at the data, builds the network, makes the run folder."""
+        """A new job: looks at the data, builds the network, makes the run folder: `folder`, or a
+        new one in `runs`."""
         check_architecture(recipe.model)
         accelerator = start_accelerator(recipe)
         with accelerator.main_process_first():  # one unpacks, the others find it unpacked
@@ -86,7 +93,7 @@ class TrainingJob:
         plan_freezing(network.module, recipe.unfreeze)  # a bad name fails before anything is made
         names = [""]
         if accelerator.is_main_process:
-            run = RunFolder.create(runs, recipe.model)
+            run = RunFolder.at(folder) if folder else RunFolder.create(runs, recipe.model)
             try:
                 catalogue.write_csv(run.catalogue)
             except OSError as error:
@@ -116,11 +123,15 @@ class TrainingJob:
             network = build_network(recipe, recipe, len(catalogue.classes))
         return cls(run, recipe, catalogue, network, accelerator, list(observers))
 
-    def complete(self) -> RunFolder:
-        """Do what is left to do, holding the run's lock."""
+    def complete(self, train: bool = True, bundle: bool = True) -> RunFolder:
+        """Do what is left to do, holding the run's lock; without `bundle` training alone, without
+        `train` the bundle alone, of the best weights so far."""
         if self.run_folder.is_finished:
             return self.run_folder
         with self._sole_writer(), in_use(self.catalogue.root):
+            train = train and (self.run_folder.outcome() or {}).get("status") != "trained"
+            if train:
+                self.run_folder.forget_outcome()
             observers = Observers([*self._own_observers(), *self.observers])
             observers.on_run(self.run_folder)
             checkpoints = CheckpointStore(self.run_folder.checkpoints)
@@ -128,12 +139,10 @@ class TrainingJob:
                 self.network, self.catalogue, self.recipe, checkpoints, observers,
                 self.accelerator, (self.run_folder.trunk() or {}).get("engine"),
             )  # fmt: skip
-            if self.recipe.solver == "lbfgs":
-                fit_head(setup)
-            else:
-                Trainer(setup).fit()
+            if train:
+                _fit(setup)
             setup.stop_loading()
-            if self.accelerator.is_main_process:
+            if bundle and self.accelerator.is_main_process:
                 self._finish(setup)
             self.accelerator.wait_for_everyone()
         return self.run_folder
@@ -228,6 +237,13 @@ class TrainingJob:
     def _sole_writer(self) -> contextlib.AbstractContextManager[None]:
         main = self.accelerator.is_main_process
         return self.run_folder.locked() if main else contextlib.nullcontext()
+
+
+def _fit(setup: Setup) -> None:
+    if setup.recipe.solver == "lbfgs":
+        fit_head(setup)
+    else:
+        Trainer(setup).fit()
 
 
 def _facts(

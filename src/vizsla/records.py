@@ -104,3 +104,19 @@ class EpochRecord:
     pictures_per_second: float
     best: bool = False
     weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a heading, words, and a table or a picture.
+
+    `figure` is a Plotly figure as JSON text. Cells of `rows` are shown as they are, numbers to the
+    right; a row whose number is in `quiet_rows` is greyed.
+    """
+
+    title: str
+    text: str = ""
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    quiet_rows: frozenset[int] = frozenset()
+    figure: str | None = None

@@ -37,7 +37,7 @@ Monitor = Literal["accuracy", "macro_f1", "loss"]
 ClassBalance = Literal["none", "loss", "sampling"]
 
 
-class _Settings(BaseModel):
+class SettingsBase(BaseModel):
     """Frozen, closed to unknown names, and with errors that a person can act on."""
 
     model_config = ConfigDict(
@@ -51,7 +51,7 @@ class _Settings(BaseModel):
             raise SettingError(_explain(error, type(self))) from None
 
 
-class ModelSettings(_Settings):
+class ModelSettings(SettingsBase):
     """The network and which part of it trains."""
 
     model: str = Field("resnet50", description="Any timm architecture, such as resnet50.")
@@ -68,7 +68,7 @@ class ModelSettings(_Settings):
     drop_path_rate: float = Field(0.0, ge=0, lt=1, description="Stochastic depth, 0 to 1.")
 
 
-class PictureSettings(_Settings):
+class PictureSettings(SettingsBase):
     """How a picture becomes an input, in training, evaluation and serving alike."""
 
     size_px: int | None = Field(
@@ -87,7 +87,7 @@ class PictureSettings(_Settings):
     )
 
 
-class AugmentSettings(_Settings):
+class AugmentSettings(SettingsBase):
     """How a training picture is varied."""
 
     train_crop: TrainCrop = Field(
@@ -116,7 +116,7 @@ class AugmentSettings(_Settings):
     )
 
 
-class OptimizerSettings(_Settings):
+class OptimizerSettings(SettingsBase):
     """How the weights are updated."""
 
     solver: Solver = Field(
@@ -152,7 +152,7 @@ class OptimizerSettings(_Settings):
     )
 
 
-class LoopSettings(_Settings):
+class LoopSettings(SettingsBase):
     """How long and how the training runs."""
 
     epochs: int = Field(10, ge=1, le=100_000, description="Passes over the training split.")
@@ -252,16 +252,28 @@ class Recipe(Settings):
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe of a TOML file: top-level keys are settings; tables are left to others."""
-    try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingError(f"The recipe {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingError(f"The recipe {path} cannot be read as TOML: {error}.") from None
+    keys = _read_toml(path)
     try:
         return Recipe(**{key: value for key, value in keys.items() if not isinstance(value, dict)})
     except SettingError as error:
         raise SettingError(f"In the recipe {path}: {error}") from None
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """The `[search]` table of a recipe file as it stands there; empty where there is none."""
+    table = _read_toml(path).get("search", {})
+    if not isinstance(table, dict):
+        raise SettingError(f"In the recipe {path}: search is {table!r}, but must be a table.")
+    return table
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(f"The recipe {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"The recipe {path} cannot be read as TOML: {error}.") from None
 
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)

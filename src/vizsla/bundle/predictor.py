@@ -116,13 +116,14 @@ def load_bundle(
     folder = Path(path)
     if not folder.exists():
         raise BundleError(f"There is no {folder}. See: vizsla runs list")
-    if (folder / "run.toml").is_file():
-        if not (folder / "bundle").is_dir():
-            raise BundleError(
-                f"The run {folder} has no bundle: it was stopped before its end. Finish it with: "
-                f"vizsla train --resume {folder}"
-            )
-        folder = folder / "bundle"
+    for kind, command in (("run", "train"), ("study", "tune")):
+        if (folder / f"{kind}.toml").is_file():
+            if not (folder / "bundle").is_dir():
+                raise BundleError(
+                    f"The {kind} {folder} has no bundle: it was stopped before its end. Finish it "
+                    f"with: vizsla {command} --resume {folder}"
+                )
+            folder = folder / "bundle"
     facts = read_facts(folder)
     if check:
         check_files(folder, facts)

@@ -23,10 +23,13 @@ app = App(
 )
 _COMMANDS = {
     "train": ("vizsla.cli.train:train", "Train a classifier on pictures and write its bundle."),
+    "tune": ("vizsla.cli.tune:app", "Search for the best settings, by many trainings."),
+    "report": ("vizsla.cli.report:report", "Write a study's report, one HTML file."),
     "evaluate": ("vizsla.cli.evaluate:evaluate", "Evaluate a run or a bundle on pictures."),
     "predict": ("vizsla.cli.predict:predict", "Predict the class of pictures."),
     "demo": ("vizsla.cli.demo:demo", "Train on drawn pictures, to see that all works."),
     "runs": ("vizsla.cli.runs:app", "List and compare runs."),
+    "job": ("vizsla.cli.job:job", "Do what a job file says."),
     "cache": ("vizsla.cli.cache:app", "See and clear what is kept to be used again."),
 }
 # By name, so that a command's imports wait until it is called.

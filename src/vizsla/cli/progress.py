@@ -20,9 +20,12 @@ from vizsla.findings import Finding
 from vizsla.records import EpochRecord, PictureProblem
 from vizsla.runs.folder import RunFolder
 from vizsla.training.events import Observer, StepFacts, TrainingFacts
+from vizsla.training.stopping import StopRequest
 
 
-class _UnbreakableConsole(Console):
+class UnbreakableConsole(Console):
+    """A console that outlives its reader."""
+
     def on_broken_pipe(self) -> None:
         """Whoever read the output (head, say) has left; the training goes on in silence."""
         self.quiet = True
@@ -35,7 +38,7 @@ class TrainingDisplay(Observer):
     def __init__(self, console: Console | None = None) -> None:
         # Of several processes one speaks; each would print the same.
         quiet = os.environ.get("RANK", "0") != "0"
-        self._console = console or _UnbreakableConsole(highlight=False, quiet=quiet)
+        self._console = console or UnbreakableConsole(highlight=False, quiet=quiet)
         self._live: Live | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -96,7 +99,7 @@ class TrainingDisplay(Observer):
             f"{count.bytes / 1e6:,.1f} MB on disk"
         )
 
-    def on_start(self, facts: TrainingFacts, **more: Any) -> None:
+    def on_start(self, facts: TrainingFacts, stop: StopRequest, **more: Any) -> None:
         share = facts.trained_numbers / facts.all_numbers
         how = (
             f"{facts.epochs} epochs of {facts.steps_per_epoch} steps of {facts.batch_size} "

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vizsla.data.augment import Variation
-from vizsla.data.loader import Draw, Loaded, PictureDataset, available_cores
+from vizsla.data.cores import available_cores
+from vizsla.data.loader import Draw, Loaded, PictureDataset
 from vizsla.data.record_store import KEY_BYTES
 from vizsla.data.transforms import Preprocessing
 from vizsla.settings import AugmentSettings

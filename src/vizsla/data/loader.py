@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vizsla.data.augment import Variation
 from vizsla.data.catalogue import Catalogue
+from vizsla.data.cores import available_cores
 from vizsla.data.decode import decode, read_bytes
 from vizsla.data.transforms import Preprocessing
 from vizsla.errors import PictureError
@@ -227,13 +228,6 @@ def loader_options(workers: int | None, items: int) -> dict[str, Any]:
 def default_workers() -> int:
     """Loader processes for this machine: one a core, at most eight."""
     return min(available_cores(), 8)
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

@@ -6,6 +6,8 @@
     steps.jsonl            a line an optimiser update
     trunk.json             what the frozen layers were computed with, and how often
     findings.jsonl         what rules noticed
+    footprint.json         size and speed of the network, where a study asked
+    outcome.json           how a trial ended that makes no bundle: trained, pruned or failed
     corrupt_pictures.csv   pictures that were skipped or repaired, and why
     checkpoints/           last.pt and best.pt
     evaluation-valid.json, evaluation-test.json, predictions-valid.csv, predictions-test.csv
@@ -54,19 +56,18 @@ class RunFolder:
     @classmethod
     def create(cls, parent: Path, model: str, now: datetime | None = None) -> RunFolder:
         """A new, empty run folder `YYYY-MM-DD-HHMMSS-model` in `parent`."""
-        stamp = (now or datetime.now()).strftime("%Y-%m-%d-%H%M%S")
-        name = f"{stamp}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', model)}"
+        return cls.at(new_folder(parent, model, now))
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """A new run folder at `path`, which holds no run yet."""
+        if (path / "run.toml").exists():
+            raise RunError(f"{path} is a run already; go on with: vizsla train --resume {path}")
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            for attempt in range(1, 1000):
-                path = parent / (name if attempt == 1 else f"{name}-{attempt}")
-                with contextlib.suppress(FileExistsError):
-                    path.mkdir()
-                    (path / "checkpoints").mkdir()
-                    return cls(path)
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise storage_error(parent, error) from error
-        raise RunError(f"{parent} holds a thousand runs called {name}; choose another folder.")
+            raise storage_error(path, error) from error
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -201,22 +202,43 @@ class RunFolder:
             raise RunError(f"{path} is damaged: {error}.") from None
         return facts
 
+    def write_footprint(self, figures: Mapping[str, float]) -> None:
+        """Write what the network costs where it serves: `size_mb`, `latency_ms`."""
+        write_json(self.path / "footprint.json", figures)
+
+    def footprint(self) -> dict[str, Any] | None:
+        """What the network costs where it serves; None where nobody asked."""
+        return self._read_json("footprint.json")
+
+    def write_outcome(self, status: str, reason: str | None = None) -> None:
+        """Write how a training ended that makes no bundle: `trained`, `pruned` or `failed`."""
+        write_json(self.path / "outcome.json", {"status": status, "reason": reason})
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What `write_outcome` wrote; None where training goes on or ended otherwise."""
+        return self._read_json("outcome.json")
+
+    def forget_outcome(self) -> None:
+        """The training is taken up again."""
+        (self.path / "outcome.json").unlink(missing_ok=True)
+
     @property
     def is_finished(self) -> bool:
         """Whether the bundle, which comes last, is there."""
         return (self.bundle / "bundle.json").is_file() and self.evaluation("valid") is not None
 
     def status(self) -> str:
-        """`finished`, `running` (another process holds it) or `interrupted`."""
+        """`finished`, `running` (another process holds it), `interrupted`, or its outcome."""
         if self.is_finished:
             return "finished"
         try:
             with self.locked():
-                return "interrupted"
+                pass
         except RunError:
             return "running"
         except StorageError:  # nobody can be training in a folder that cannot be written
-            return "interrupted"
+            pass
+        return str((self.outcome() or {}).get("status", "interrupted"))
 
     def _write_table(
         self, name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]
@@ -226,6 +248,22 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         write_text(self.path / name, text.getvalue())
+
+
+def new_folder(parent: Path, about: str, now: datetime | None = None) -> Path:
+    """Make a new folder `YYYY-MM-DD-HHMMSS-about` in `parent`, numbered where there is one."""
+    stamp = (now or datetime.now()).strftime("%Y-%m-%d-%H%M%S")
+    name = f"{stamp}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', about)}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as error:
+        raise storage_error(parent, error) from error
+    raise RunError(f"{parent} holds a thousand folders called {name}; choose another folder.")
 
 
 def list_runs(parent: Path) -> list[RunFolder]:

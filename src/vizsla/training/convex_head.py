@@ -49,10 +49,10 @@ def fit_head(setup: Setup) -> None:
     head = _linear_head(setup)
     started = time.perf_counter()
     train, valid = (_split(setup, head, name) for name in ("train", "valid"))
-    setup.observers.on_start(setup.facts(first_epoch=0))
     least, worse = math.inf, 0
     try:
         with stop_requests() as stop:
+            setup.observers.on_start(setup.facts(first_epoch=0), stop=stop)
             for number, (decay, iterations) in enumerate(_path(setup, head, train), start=1):
                 fitted = time.perf_counter()
                 figures = [_judge(setup, head, split) for split in (train, valid)]
@@ -77,7 +77,7 @@ def fit_head(setup: Setup) -> None:
                     setup.checkpoints.save_best(weights_of(setup.network))
                 if stop.signal_number is not None:
                     raise Interrupted(stop.signal_number, "Stopped; the fit begins again.")
-                if worse >= _PATIENCE:
+                if worse >= _PATIENCE or stop.reason is not None:
                     break
                 started = time.perf_counter()
     finally:

@@ -1,7 +1,8 @@
 """What the loop tells while it trains, and to whom.
 
 The loop calls observers and knows nothing of what they do: write a run folder, draw a progress
-display, record tensors, time phases. An observer never changes the training.
+display, record tensors, time phases. An observer never changes the training; it may ask for its
+end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from vizsla.findings import Finding
 from vizsla.records import EpochRecord, PictureProblem
 from vizsla.runs.folder import RunFolder
+from vizsla.training.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Observer:
     def on_run(self, run: RunFolder, **more: Any) -> None:
         """The run folder is there, with its facts and its catalogue; nothing is trained yet."""
 
-    def on_start(self, facts: TrainingFacts, **more: Any) -> None:
-        """Before the first step, also of a resumed run; what can be kept has been made."""
+    def on_start(self, facts: TrainingFacts, stop: StopRequest, **more: Any) -> None:
+        """Before the first step, also of a resumed run; what can be kept has been made. Whoever
+        keeps `stop` may ask it, until `on_end`, to make an epoch the last."""
 
     def on_note(self, note: str, **more: Any) -> None:
         """Something that was decided while the training was made ready, in a sentence."""

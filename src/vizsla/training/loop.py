@@ -39,16 +39,16 @@ class Trainer:
         self._sums = self._fresh_sums()
 
     def fit(self) -> None:
-        """Train until the last epoch, early stopping, or a signal.
+        """Train until the last epoch, early stopping, an observer's request, or a signal.
 
         Raises `Interrupted` after a signal, with everything saved; `DataError` where no picture
         of a split decodes; `StorageError` where a checkpoint cannot be written.
         """
         self._resume()
-        self._s.observers.on_start(self._s.facts(self._progress.epoch))
         try:
             with stop_requests() as stop:
-                while not self._finished():
+                self._s.observers.on_start(self._s.facts(self._progress.epoch), stop=stop)
+                while not self._finished() and stop.reason is None:
                     self._train_epoch(stop)
                     self._close_epoch()
                     self._leave_if_asked(stop)

@@ -1,4 +1,5 @@
-"""Stopping in time: a signal asks, the loop finishes its step, saves and leaves."""
+"""Stopping in time: a signal asks and the loop finishes its step, saves and leaves; an observer
+asks and the epoch in progress is the last."""
 
 from __future__ import annotations
 
@@ -14,9 +15,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop, if any."""
+    """Who asked to stop, if anyone: a signal by its number, an observer by its reason.
+
+    After a signal training can be taken up again; after an observer's request it is over, as
+    after early stopping.
+    """
 
     signal_number: int | None = None
+    reason: str | None = None
+
+    def ask(self, reason: str) -> None:
+        """Let the epoch in progress be the last."""
+        self.reason = reason
 
 
 @contextmanager

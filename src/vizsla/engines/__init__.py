@@ -1,0 +1,1 @@
+"""Where a job runs: in processes of this machine."""

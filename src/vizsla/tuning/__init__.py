@@ -1,0 +1,1 @@
+"""Search: which settings are tried, by trainings that share what they have in common."""
