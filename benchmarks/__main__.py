@@ -23,6 +23,7 @@ _ORDER = (
     "kills",
     "training",
     "frozen",
+    "tuning",
     "extraction",
     "many_pictures",
     "accuracy",

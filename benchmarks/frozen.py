@@ -14,7 +14,6 @@ pictures in proportion. `--whole-baseline` runs all of it.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -22,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child_process import measure
 from benchmarks.photographs import archive, divided_copy, real_weights
+from benchmarks.plain_script import PlainTraining, time_plain_script
 from benchmarks.results import machine_facts, parser, publish, verdict
 from benchmarks.vizsla_runs import train_with_vizsla
 
@@ -91,7 +90,19 @@ def _hold(contest: Contest, options: Any) -> dict[str, Any]:
             options.seed,
             contest.shares,
         )
-        baseline = _baseline(contest, scratch, counts, options)
+        baseline = time_plain_script(
+            scratch,
+            counts,
+            PlainTraining(
+                contest.model,
+                contest.weights,
+                contest.unfreeze,
+                options.epochs,
+                options.batch_size,
+                options.seed,
+            ),
+            None if options.whole_baseline else contest.baseline_limit,
+        )
         runs = {}
         for program, more in _programs(contest).items():
             if program not in options.programs:
@@ -149,40 +160,6 @@ def _programs(contest: Contest) -> dict[str, dict[str, Any]]:
 
 def _feature_bytes(cache: Path) -> int:
     return sum(file.stat().st_size for file in (cache / "features").rglob("*") if file.is_file())
-
-
-def _baseline(
-    contest: Contest, scratch: Path, counts: dict[str, int], options: Any
-) -> dict[str, Any]:
-    """The plain script's time for everything, and whether it was computed from a part."""
-    part = None if options.whole_baseline else contest.baseline_limit
-    epochs = options.epochs if options.whole_baseline else 1
-    figures = scratch / "baseline.json"
-    command = [
-        sys.executable, str(Path(__file__).with_name("baseline.py")), str(scratch / "pictures"),
-        "--model", contest.model, "--weights", contest.weights, "--unfreeze", contest.unfreeze,
-        "--epochs", str(epochs), "--batch-size", str(options.batch_size), "--workers", "2",
-        "--seed", str(options.seed), "--output", str(scratch / "baseline.pth"),
-        "--json", str(figures), *(["--limit", str(part)] if part else []),
-    ]  # fmt: skip
-    child = measure(command)
-    facts = json.loads(figures.read_text(encoding="utf-8"))
-    if options.whole_baseline:
-        return {"seconds": child.seconds, "computed": False, "test": facts["test_accuracy"]}
-    seen = {split: min(count, part or count) for split, count in counts.items()}
-    epoch = facts["epochs"][0]
-    judged = epoch["valid_seconds"] / seen["valid"]  # seconds a picture, of validation and test
-    rest = child.seconds - epoch["train_seconds"] - judged * (seen["valid"] + seen["test"])
-    whole_epoch = (
-        epoch["train_seconds"] / seen["train"] * counts["train"] + judged * counts["valid"]
-    )
-    return {
-        "seconds": rest + options.epochs * whole_epoch + judged * counts["test"],
-        "computed": True,
-        "measured_seconds": child.seconds,
-        "measured_pictures": seen,
-        "train_pictures_per_second": seen["train"] / epoch["train_seconds"],
-    }
 
 
 def _tables(measured: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vizsla.data.synthetic import DrawnDataset, draw_dataset
 from vizsla.runs.folder import RunFolder
-from vizsla.settings import Recipe
+from vizsla.settings import Recipe, Settings
+from vizsla.tuning.study import Study
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -20,6 +22,14 @@ TINY = Recipe(
     model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=2, workers=0,
     precision="fp32",
 )  # fmt: skip
+
+
+# A head on a frozen toy: a trial is a fraction of a second once the cache is filled.
+HEAD = Settings(
+    model="test_resnet", weights="none", unfreeze="head", size_px=64, epochs=3, workers=0,
+    batch_size=16, precision="fp32",
+)  # fmt: skip
+SPACE = {"lr": "1e-4..1e-1:log", "batch_size": [8, 16]}
 
 
 # Networks this small only wait for one another's threads; child processes inherit it.
@@ -52,6 +62,27 @@ def finished_run(dogs: DrawnDataset, tmp_path_factory: pytest.TempPathFactory) -
     from vizsla import train
 
     return train(dogs.folder, TINY, runs=tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def head() -> Settings:
+    return HEAD
+
+
+@pytest.fixture(scope="session")
+def search() -> dict[str, Any]:
+    return SPACE
+
+
+@pytest.fixture(scope="session")
+def finished_study(dogs: DrawnDataset, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Six trials by tpe, none pruned, two at a time. Do not change it."""
+    from vizsla import tune
+
+    return tune(
+        dogs.folder, SPACE, recipe=HEAD, studies=tmp_path_factory.mktemp("studies"), trials=6,
+        pruner="none", jobs=2,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -24,10 +24,10 @@ from vizsla.tuning.trials import TrialRecord, best_of, ranked
 _SHOWN = 10
 _STYLES = {"pruned": "bright_black", "refused": "bright_black", "failed": "red"}
 _HEADINGS = {
-    "accuracy": "val accuracy",
-    "macro_f1": "val macro F1",
-    "top5_accuracy": "val top-5",
-    "loss": "val loss",
+    "accuracy": "val\naccuracy",
+    "macro_f1": "val\nmacro F1",
+    "top5_accuracy": "val\ntop-5",
+    "loss": "val\nloss",
     "latency_ms": "ms",
     "size_mb": "MB",
 }
@@ -129,7 +129,8 @@ def print_study(console: Console, study: Study, findings: Sequence[Finding] | No
         row = _row(rank, record, list(study.space), study.objectives)
         mark = " ◆" if record.number in front else ""
         table.add_row(*row[:-1], row[-1] + mark, style=_STYLES.get(record.status))
-    console.print(table)
+    # A file or a pipe has no width that a table would have to fit.
+    console.print(table, width=None if console.is_terminal else 200)
     if front:
         console.print("◆ the best compromises: none is better in one and as good in the others.")
     for finding in study.findings() if findings is None else findings:
@@ -158,8 +159,9 @@ def _places(study: Study) -> list[str]:
 
 def _table(names: Sequence[str], objectives: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("rank", "trial", *(_HEADINGS[one] for one in objectives), *names):
-        table.add_column(title, justify="right", overflow="fold")
+    figures = [_HEADINGS[one] for one in objectives]
+    for title in ("rank", "trial", *figures, *(name.replace("_", "_\n") for name in names)):
+        table.add_column(title, justify="right", no_wrap=True)
     for title in ("epochs", "seconds"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)

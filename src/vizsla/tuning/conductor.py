@@ -321,7 +321,7 @@ class Conductor:
             run = self.folder.trial(record.number)
             if record.owner == self.owner and record.is_over and record.number not in keep:
                 shutil.rmtree(run.checkpoints, ignore_errors=True)
-            elif record.status == "finished":
+            elif record.is_over:
                 (run.checkpoints / "last.pt").unlink(missing_ok=True)
 
     def _time_is_up(self) -> bool:

@@ -44,12 +44,14 @@ class StudyState:
     running: dict[int, RunningTrial] = field(default_factory=dict)
 
     def seconds_left(self, now: float) -> float | None:
-        """An estimate from the trials that are over; None before the first is."""
-        spans = [record.seconds for record in self.over if record.seconds is not None]
+        """An estimate from the trials that are over; None before the first is. The first trials
+        may have filled the cache: as long as the quickest took to get ready, so do the next."""
         until_deadline = None if self.deadline is None else max(self.deadline - now, 0.0)
-        if not spans or self.limit is None:
+        timed = [(one.seconds, one.ready_seconds or 0.0) for one in self.over if one.seconds]
+        if not timed or self.limit is None:
             return until_deadline
-        mean = sum(spans) / len(spans)
+        quickest = min(ready for _, ready in timed)
+        mean = sum(seconds - ready + quickest for seconds, ready in timed) / len(timed)
         spent = sum(min(now - trial.started, mean) for trial in self.running.values())
         left = max((self.limit - len(self.over)) * mean - spent, 0.0) / self.slots
         return left if until_deadline is None else min(left, until_deadline)

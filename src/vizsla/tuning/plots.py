@@ -173,16 +173,22 @@ def _short(value: Any) -> str:
 
 
 def _own(study: optuna.Study) -> optuna.Study:
-    """A copy in memory with the trials of this study alone, of those that ended in a value."""
+    """A copy in memory for Optuna to draw: pruned trials count with the best value that they came
+    to, for they are most of a study; what is known from elsewhere, or failed, is left blank."""
     copy = optuna.create_study(directions=study.directions)
-    kept = [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if KNOWN not in trial.user_attrs and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        copy.add_trials(kept)
+    best = max if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else min
+    for trial in study.get_trials(deepcopy=False):
+        values = trial.values if trial.state == TrialState.COMPLETE else None
+        if trial.state == TrialState.PRUNED and trial.intermediate_values:
+            values = [best(trial.intermediate_values.values())]
+        if values is None or KNOWN in trial.user_attrs:
+            copy.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+            continue
+        copy.add_trial(
+            optuna.trial.create_trial(
+                values=values, params=trial.params, distributions=trial.distributions
+            )
+        )
     return copy
 
 

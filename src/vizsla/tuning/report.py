@@ -58,7 +58,10 @@ def _sections(study: Study) -> Iterator[Section]:
         )
     if ended:
         yield _drawn(
-            "History", "Each trial's value in order, and the best so far.", study.plot_history
+            "History",
+            "Each trial's value in order, and the best so far; of a pruned trial, here and below, "
+            "the best value that it came to.",
+            study.plot_history,
         )
     yield from _of_settings(study, ended)
     if any(record.curve for record in records):

@@ -32,7 +32,7 @@ from vizsla.tuning.samplers import build_pruner, build_sampler
 from vizsla.tuning.screening import screen
 from vizsla.tuning.settings import MONITORS, OBJECTIVES, StudySettings
 from vizsla.tuning.space import Choices, Range, Space, read_space
-from vizsla.tuning.storage import heal_journal, open_storage
+from vizsla.tuning.storage import heal_journal, open_database, open_storage
 from vizsla.tuning.study import Study
 from vizsla.tuning.trials import TrialRecord, best_of, write_leaderboard
 from vizsla.tuning.warm_start import known_trials
@@ -59,6 +59,8 @@ def begin(
     fixed = _base(base, space, objectives)
     build_sampler(settings, space, int(fixed.get("seed", 0)), len(objectives))  # refuses early
     _check_screen(settings, space)
+    if settings.storage is not None:
+        open_database(settings.storage)  # refuses early
     catalogue = divide(open_source(data), int(fixed.get("seed", 0)))
     known = known_trials(settings, space, objectives, catalogue)
     name = settings.name or str(fixed.get("model") or _first_model(space))

@@ -24,7 +24,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def open_storage(folder: StudyFolder, url: str | None) -> tuple[BaseStorage, str]:
     """The storage of a study and the study's name in it."""
     if url is not None:
-        return _database(url), folder.facts()["study"].get("name", folder.name)
+        return open_database(url), folder.facts()["study"].get("name", folder.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return JournalStorage(JournalFileBackend(str(folder.journal))), JOURNAL_NAME
@@ -55,7 +55,8 @@ def load(folder: StudyFolder) -> optuna.Study:
         raise RunError(f"{folder.journal} is damaged: {error}.") from None
 
 
-def _database(url: str) -> RDBStorage:
+def open_database(url: str) -> RDBStorage:
+    """Optuna's storage at a database's address. Raises `SettingError` where it cannot be used."""
     if "://" not in url:
         raise SettingError(
             f"storage is {url!r}, but must be a database's address, such as "

@@ -24,7 +24,8 @@ READY, KNOWN, REFUSED = "ready_seconds", "known_from", "refused"  # READY: until
 @dataclass(frozen=True)
 class TrialRecord:
     """One trial. `values` are its figures by objective, of a trial that did not finish the best so
-    far; `curve` the first objective by epoch; `seconds` what it took. `status` is `stopped` where
+    far; `curve` the first objective by epoch; `seconds` what it took, `ready_seconds` of them
+    until its first step. `status` is `stopped` where
     it can go on, and `refused` where its settings contradict one another; `owner` is the id of the
     study folder that holds its run, `host` the machine."""
 
@@ -34,6 +35,7 @@ class TrialRecord:
     values: Mapping[str, float]
     curve: Mapping[int, float]
     seconds: float | None
+    ready_seconds: float | None = None
     reason: str | None = None
     owner: str = ""
     host: str = ""
@@ -71,6 +73,7 @@ def _record(trial: FrozenTrial, objectives: Sequence[str], running: bool) -> Tri
         values=values,
         curve=curve,
         seconds=trial.user_attrs.get(SECONDS),
+        ready_seconds=trial.user_attrs.get(READY),
         reason=trial.user_attrs.get(REASON),
         owner=trial.user_attrs.get(OWNER, ""),
         host=trial.user_attrs.get(HOST, ""),
@@ -88,23 +91,24 @@ def _status(trial: FrozenTrial, running: bool) -> Status:
 
 
 def ranked(records: Iterable[TrialRecord], objective: str) -> list[TrialRecord]:
-    """Best first: by value those that finished or were stopped, then the pruned, then the rest."""
+    """Best first, by value, also of pruned trials; then those that failed or have none yet."""
     sign = -1 if OBJECTIVES[objective] else 1
-    order = {"finished": 0, "stopped": 0, "running": 0, "pruned": 1, "failed": 2, "refused": 3}
+    order = {"failed": 1, "refused": 2}
 
     def place(record: TrialRecord) -> tuple[int, float, int]:
         value = record.values.get(objective)
-        group = order[record.status] if value is not None else max(order[record.status], 2)
+        group = order.get(record.status, 0 if value is not None else 1)
         return group, sign * value if value is not None else 0.0, record.number
 
     return sorted(records, key=place)
 
 
 def best_of(records: Iterable[TrialRecord], objective: str) -> TrialRecord | None:
-    """The trial with the best value, of those that finished or ran out of time."""
-    for record in ranked(records, objective):
-        return record if record.status in ("finished", "stopped") and record.values else None
-    return None
+    """The trial with the best value: one that finished, or that was pruned or ran out of time
+    and was better even so."""
+    usable = ("finished", "pruned", "stopped")
+    having = [one for one in records if one.status in usable and one.values]
+    return next(iter(ranked(having, objective)), None)
 
 
 def front_of(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:

@@ -1,0 +1,1 @@
+"""Reports: from what a folder holds to one file that opens anywhere."""
