@@ -24,6 +24,7 @@ _ORDER = (
     "training",
     "frozen",
     "tuning",
+    "recipes",
     "extraction",
     "many_pictures",
     "accuracy",

@@ -12,14 +12,16 @@ import pytest
 from vizsla.cli import run
 from vizsla.data.synthetic import DrawnDataset
 from vizsla.runs.folder import RunFolder
+from vizsla.tuning.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = "runs/2026-11-21-103525-mobilenetv2_100"
+STUDY = "studies/2026-11-21-133259-mobilenetv2_100"
 
 # What a command of the README says, and what the test puts in its place to take seconds.
 TOY = ["--model", "test_resnet", "--weights", "none", "--size-px", "64", "--epochs", "1"]
-REPLACED = ("--model", "--weights", "--epochs", "--size-px")
+REPLACED = ("--model", "--weights", "--epochs", "--size-px", "--trials")
 
 
 def code_lines(text: str) -> list[str]:
@@ -31,14 +33,16 @@ COMMANDS = [line for line in code_lines(README) if line.startswith("vizsla ")]
 
 @pytest.fixture
 def desk(
-    tmp_path: Path, dogs: DrawnDataset, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+    tmp_path: Path, dogs: DrawnDataset, finished_run: RunFolder, finished_study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:  # fmt: skip
     """A folder in which the README's names exist."""
     for name in ("dogImages", "pets5"):
         shutil.make_archive(str(tmp_path / name), "zip", dogs.folder)
     (tmp_path / "photos").symlink_to(dogs.folder)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     shutil.copytree(finished_run.path, tmp_path / RUN)
+    shutil.copytree(finished_study.folder.path, tmp_path / STUDY)
     for name in ("A", "B"):
         (tmp_path / "runs" / name).symlink_to(finished_run.path)
     picture = next((dogs.folder / "test" / dogs.classes[0]).iterdir())
@@ -50,19 +54,22 @@ def desk(
 
 def made_small(command: str) -> list[str]:
     words = shlex.split(command)[1:]
-    if words[0] != "train" or "--resume" in words:
+    if words[:2] == ["tune", "--resume"]:  # of six trials
+        return [*words[:-1], "7"]
+    if words[0] not in ("train", "tune") or "--resume" in words or "show" in words:
         return words
     kept = [
         word
         for before, word in zip(["", *words], words, strict=False)
         if word not in REPLACED and before not in REPLACED
     ]
-    return [*kept, *TOY, "--workers", "0"]
+    few = ["--trials", "2"] if words[0] == "tune" else []
+    return [*kept, *TOY, "--workers", "0", *few]
 
 
 def test_the_readme_has_commands_of_every_verb() -> None:
     verbs = {command.split()[1] for command in COMMANDS}
-    assert verbs >= {"train", "predict", "evaluate", "runs"}
+    assert verbs >= {"train", "tune", "report", "predict", "evaluate", "runs"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

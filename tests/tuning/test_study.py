@@ -150,11 +150,15 @@ def test_a_killed_study_loses_no_trial_and_repeats_no_number(
     ) as child:
         path = study_in(tmp_path, deadline)
         wait_for_epochs(RunFolder(path / "trials" / "0001"), 5, deadline)
+        (worker,) = children_of(child.pid)
         os.kill(child.pid, signal.SIGKILL)
     # What a kill in the middle of a line leaves, and a lock that nobody holds.
     with (path / "journal.log").open("ab") as journal:
         journal.write(b'{"op_code": 4, "worker')
     (path / "journal.log.lock").symlink_to(path / "journal.log")
+    while Path("/proc", str(worker)).exists():  # it saves and leaves by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     before = open_study(path)
     assert statuses(before) == ["finished", "stopped"]
     (first,) = [one for one in before.records if one.number == 0]
@@ -176,11 +180,7 @@ def test_a_killed_trial_is_failed_and_the_study_goes_on(dogs: DrawnDataset, tmp_
     ) as child:  # fmt: skip
         path = study_in(tmp_path, deadline)
         wait_for_epochs(RunFolder(path / "trials" / "0001"), 2, deadline)
-        (worker,) = [
-            int(folder.name)
-            for folder in Path("/proc").iterdir()
-            if folder.name.isdigit() and _parent(folder) == child.pid
-        ]
+        (worker,) = children_of(child.pid)
         os.kill(worker, signal.SIGKILL)
         output, _ = child.communicate(timeout=90)
     assert child.returncode == 0
@@ -189,6 +189,11 @@ def test_a_killed_trial_is_failed_and_the_study_goes_on(dogs: DrawnDataset, tmp_
     (failed,) = [one for one in study.records if one.status == "failed"]
     assert "killed (signal 9)" in str(failed.reason)
     assert str(failed.reason) in output
+
+
+def children_of(parent: int) -> list[int]:
+    processes = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    return [int(folder.name) for folder in processes if _parent(folder) == parent]
 
 
 def _parent(process: Path) -> int:

@@ -266,8 +266,10 @@ def _base(base: Mapping[str, Any], space: Space, objectives: tuple[str, ...]) ->
     monitor = MONITORS.get(objectives[0])
     if monitor is not None and "monitor" not in space:
         fixed["monitor"] = monitor
-    dumped = Settings(**fixed).model_dump(exclude_unset=True, exclude_none=True)
-    return dict(dumped)
+    weights = fixed.get("weights")
+    if weights not in (None, "pretrained", "none"):  # to be found from any folder
+        fixed["weights"] = str(Path(weights).expanduser().resolve())
+    return dict(Settings(**fixed).model_dump(exclude_unset=True, exclude_none=True))
 
 
 def _most_epochs(space: Space, recipe: Mapping[str, Any]) -> int:
