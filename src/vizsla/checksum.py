@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 
 
@@ -13,3 +14,8 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def crc_of(text: str) -> int:
+    """A number of 32 bits that a text is known by, where nothing depends on collisions."""
+    return zlib.crc32(text.encode())

@@ -139,11 +139,12 @@ class TrainingJob:
                 self.network, self.catalogue, self.recipe, checkpoints, observers,
                 self.accelerator, (self.run_folder.trunk() or {}).get("engine"),
             )  # fmt: skip
-            if train:
-                _fit(setup)
+            asked = _fit(setup) if train else None
             setup.stop_loading()
             if bundle and self.accelerator.is_main_process:
                 self._finish(setup)
+            elif train and self.accelerator.is_main_process:
+                self.run_folder.write_outcome("pruned" if asked else "trained", asked)
             self.accelerator.wait_for_everyone()
         return self.run_folder
 
@@ -239,11 +240,9 @@ class TrainingJob:
         return self.run_folder.locked() if main else contextlib.nullcontext()
 
 
-def _fit(setup: Setup) -> None:
-    if setup.recipe.solver == "lbfgs":
-        fit_head(setup)
-    else:
-        Trainer(setup).fit()
+def _fit(setup: Setup) -> str | None:
+    """Train; why an observer ended it, or None."""
+    return fit_head(setup) if setup.recipe.solver == "lbfgs" else Trainer(setup).fit()
 
 
 def _facts(

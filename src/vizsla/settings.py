@@ -176,7 +176,10 @@ class LoopSettings(SettingsBase):
         "none", description="Answer to imbalance: weigh the loss, or draw rare classes more."
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="Steps between checkpoints; by default each epoch's end."
+        None,
+        ge=1,
+        description="Steps between checkpoints; by default each epoch's end, as far as that takes "
+        "no more than a tenth of the time.",
     )
     cache: Cache = Field(
         "disk",
@@ -250,11 +253,23 @@ class Recipe(Settings):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
+AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe of a TOML file: top-level keys are settings; tables are left to others."""
+    return _read_settings(path, Recipe)
+
+
+def read_unjoined(path: Path) -> Settings:
+    """The settings of a recipe file, each checked alone, for a search to join them."""
+    return _read_settings(path, Settings)
+
+
+def _read_settings(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     keys = _read_toml(path)
     try:
-        return Recipe(**{key: value for key, value in keys.items() if not isinstance(value, dict)})
+        return kind(**{key: value for key, value in keys.items() if not isinstance(value, dict)})
     except SettingError as error:
         raise SettingError(f"In the recipe {path}: {error}") from None
 
@@ -275,8 +290,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"The recipe {path} cannot be read as TOML: {error}.") from None
 
-
-AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 _RANGE_WORDS = {
     "greater_than": "above {gt}",

@@ -22,7 +22,7 @@ import torch
 
 from vizsla.data.cores import available_cores, limit_cores
 from vizsla.engines.base import Job
-from vizsla.errors import Interrupted, VizslaError
+from vizsla.errors import Interrupted, RunError, VizslaError
 from vizsla.export.footprint import footprint_of
 from vizsla.pipeline import TrainingJob
 from vizsla.records import EpochRecord
@@ -36,19 +36,26 @@ _MEMORY_WORDS = ("can't allocate memory", "out of memory", "bad alloc", "not eno
 
 
 def run_job(job: Job, observers: Iterable[Observer] = ()) -> RunFolder:
-    """Do what the job says, in this process."""
+    """Do what the job says, in this process.
+
+    Raises whatever a training does, and `RunError` where the folder holds another run.
+    """
     use_cores(job.cores_before if job.cores_before is not None else job.cores)
-    folder = Path(job.folder)
+    folder, recipe = Path(job.folder), job.to_recipe()
     if (folder / "run.toml").is_file():
-        task = TrainingJob.resumed(RunFolder.open(folder), observers)
+        run = RunFolder.open(folder)
+        if run.facts()["recipe"] != recipe.model_dump(exclude_none=True):
+            raise RunError(
+                f"{folder} holds a run of another recipe than the job's; name another folder."
+            )
+        task = TrainingJob.resumed(run, observers)
     else:
-        recipe = job.to_recipe()
         task = TrainingJob.started(job.data, recipe, folder.parent, observers, folder)
-    run = task.complete(job.train, job.bundle)
-    if job.footprint is not None:
-        figures = footprint_of(task.network, len(task.catalogue.classes), Path(job.footprint))
-        run.write_footprint(figures)
-    return run
+    if job.footprint is not None:  # first, since a network that does not export needs no training
+        notes = Path(job.footprint)
+        figures = footprint_of(task.network, len(task.catalogue.classes), notes)
+        task.run_folder.write_footprint(figures)
+    return task.complete(job.train, job.bundle)
 
 
 def use_cores(count: int | None) -> None:
@@ -74,15 +81,22 @@ class _Reporter(Observer):
         self._job, self._answers, self._events = job, answers, events
         self._stop: StopRequest | None = None
         self._begun, self._next_progress = time.perf_counter(), 0.0
-        self.pruned: str | None = None
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._begun
 
     def tell(self, event: str, **facts: Any) -> None:
-        self._events.write(json.dumps({"event": event, **facts}) + "\n")
-        self._events.flush()
+        try:
+            self._events.write(json.dumps({"event": event, **facts}) + "\n")
+            self._events.flush()
+        except OSError:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Whoever leads is gone: save what there is."""
+        if self._stop is not None and self._stop.signal_number is None:
+            self._stop.signal_number = signal.SIGTERM
 
     def on_note(self, note: str, **more: Any) -> None:
         self.tell("note", text=note)
@@ -101,10 +115,9 @@ class _Reporter(Observer):
     def on_epoch(self, record: EpochRecord, **more: Any) -> None:
         self.tell("epoch", record=asdict(record))
         answer = self._answers.readline()
-        if not answer:  # whoever leads is gone
-            os.kill(os.getpid(), signal.SIGTERM)
+        if not answer:
+            self._leave()
         elif (why := json.loads(answer)["stop"]) and self._stop is not None:
-            self.pruned = why
             self._stop.ask(why)
 
 
@@ -113,23 +126,18 @@ def _attend(job: Job, answers: TextIO, events: TextIO) -> None:
     reporter = _Reporter(job, answers, events)
     try:
         run = run_job(job, [reporter])
-        if reporter.pruned is not None:
-            run.write_outcome("pruned", reporter.pruned)
-            reporter.tell("pruned", seconds=reporter.seconds)
-            return
-        if not job.bundle:
-            run.write_outcome("trained")
-        reporter.tell("finished", seconds=reporter.seconds)
     except Interrupted:
         reporter.tell("stopped", seconds=reporter.seconds)
     except Exception as error:  # whatever a job raises ends that job alone
         kind, reason = _named(error)
         if not isinstance(error, VizslaError):
             traceback.print_exc()
-        folder = RunFolder(Path(job.folder))
-        if (folder.path / "run.toml").is_file() and kind != "StorageError":
-            folder.write_outcome("failed", reason)
+        if kind not in ("StorageError", "RunError") and (Path(job.folder) / "run.toml").is_file():
+            RunFolder(Path(job.folder)).write_outcome("failed", reason)
         reporter.tell("failed", error=kind, reason=reason, seconds=reporter.seconds)
+    else:
+        pruned = (run.outcome() or {}).get("status") == "pruned"
+        reporter.tell("pruned" if pruned else "finished", seconds=reporter.seconds)
 
 
 def _named(error: Exception) -> tuple[str, str]:

@@ -21,7 +21,9 @@ TOY = [
 def test_a_study_prints_its_trials_and_its_result(
     dogs: DrawnDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "recipe.toml").write_text('lr = 1e-3\n[search]\nlr = "1e-4..1e-1:log"\n')
+    (tmp_path / "recipe.toml").write_text(
+        'lr = 1e-3\nnesterov = true\n[search]\nlr = "1e-4..1e-1:log"\noptimizer = ["sgd"]\n'
+    )
     code = cli(
         ["tune", str(dogs.folder), "--recipe", str(tmp_path / "recipe.toml"), *TOY,
          "--studies", str(tmp_path / "studies"), "--trials", "2", "--search",
@@ -31,7 +33,7 @@ def test_a_study_prints_its_trials_and_its_result(
     assert code == 0, output.err
     (path,) = (tmp_path / "studies").iterdir()
     study = open_study(path)
-    assert set(study.space) == {"lr", "batch_size", "hflip"}
+    assert set(study.space) == {"lr", "optimizer", "batch_size", "hflip"}
     lines = output.out.splitlines()
     assert lines[0] == f"study     {path}"
     assert sum(line.startswith("trial 0 ") for line in lines) == 2

@@ -138,6 +138,15 @@ def test_a_killed_process_crashes_its_job_alone(
     assert until(engine, {engine.submit(job("three"))}).popitem()[1][-1].kind == "finished"
 
 
+def test_a_folder_of_another_recipe_is_not_gone_on_with(
+    engine: LocalEngine, job: Callable[..., Job]
+) -> None:
+    until(engine, {engine.submit(job(epochs=1))})
+    (events,) = until(engine, {engine.submit(job(epochs=2))}).values()
+    assert events[-1].kind == "failed"
+    assert "another recipe" in events[-1].facts["reason"]
+
+
 def test_more_jobs_than_slots_are_refused(engine: LocalEngine, job: Callable[..., Job]) -> None:
     numbers = {engine.submit(job(name, epochs=3)) for name in ("one", "two")}
     with pytest.raises(RuntimeError, match="All 2 processes"):

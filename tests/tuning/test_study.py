@@ -270,6 +270,59 @@ def test_a_study_that_cannot_succeed_ends_at_once(
     assert statuses(open_study(path)) == ["failed"]
 
 
+def test_a_resumed_random_study_draws_anew(
+    dogs: DrawnDataset, tmp_path: Path, head: Settings
+) -> None:
+    study = tune(dogs.folder, {"lr": "1e-4..1e-1:log"}, recipe=head, trials=2, sampler="random",
+                 pruner="none", studies=tmp_path)  # fmt: skip
+    again = tune(resume=study.folder.path, trials=4)
+    assert len({record.params["lr"] for record in again.records}) == 4
+    assert open_study(study.folder.path).folder.facts()["study"]["trials"] == 4
+
+
+def test_a_study_whose_search_was_changed_is_refused_and_kept(
+    dogs: DrawnDataset, tmp_path: Path, head: Settings, search: dict[str, Any]
+) -> None:
+    study = tune(dogs.folder, search, recipe=head, trials=1, studies=tmp_path)
+    facts = study.folder.path / "study.toml"
+    facts.write_text(facts.read_text().replace("0.0001..0.1:log", "0.001..0.1:log"))
+    with pytest.raises(SettingError, match="another search"):
+        tune(resume=study.folder.path, trials=2)
+    assert study.folder.journal.is_file()
+    assert RunFolder.open(study.folder.path / "trials" / "0000").status() == "finished"
+    study.folder.journal.unlink()
+    with pytest.raises(RunError, match="put the journal"):
+        tune(resume=study.folder.path, trials=2)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "cmaes"])
+def test_other_samplers_and_hyperband_search_too(
+    sampler: str, dogs: DrawnDataset, tmp_path: Path, head: Settings
+) -> None:
+    search = {"lr": "1e-4..1e-1:log", "weight_decay": "0.001..0.1"}
+    study = tune(dogs.folder, search, recipe=head, trials=5, sampler=sampler, pruner="hyperband",
+                 studies=tmp_path)  # fmt: skip
+    assert set(statuses(study)) <= {"finished", "pruned"}
+    assert len({record.params["lr"] for record in study.records}) == 5
+
+
+def test_a_signal_to_everyone_saves_every_trial(dogs: DrawnDataset, tmp_path: Path) -> None:
+    deadline = time.monotonic() + 90
+    with subprocess.Popen(
+        command(dogs.folder, tmp_path, "--epochs", "400", "--trials", "2"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as child:  # fmt: skip
+        path = study_in(tmp_path, deadline)
+        wait_for_epochs(RunFolder(path / "trials" / "0000"), 2, deadline)
+        (worker,) = children_of(child.pid)
+        for process in (worker, child.pid, worker):
+            os.kill(process, signal.SIGTERM)
+        child.wait(60)
+    assert child.returncode == 143
+    assert statuses(open_study(path)) == ["stopped"]
+    assert RunFolder(path / "trials" / "0000").status() == "interrupted"
+
+
 def test_what_is_wrong_from_the_start_makes_no_folder(
     dogs: DrawnDataset, tmp_path: Path, head: Settings, search: dict[str, Any]
 ) -> None:
@@ -283,6 +336,7 @@ def test_what_is_wrong_from_the_start_makes_no_folder(
         (SettingError, dogs.folder, search, {"trails": 2}),
         (SettingError, dogs.folder, {"optimizer": ["adam", "sgd"]}, {"sampler": "cmaes"}),
         (RunError, dogs.folder, search, {"warm_start": str(tmp_path)}),
+        (SettingError, dogs.folder, {"lr": [1, 2]}, {"sampler": "grid", "warm_start": "x"}),
     ]:
         with pytest.raises(error):
             tune(data, space, recipe=head, studies=studies, **more)
@@ -312,7 +366,12 @@ def test_two_objectives_give_a_front(dogs: DrawnDataset, tmp_path: Path, head: S
             for other in study.records
         )
         assert beaten == (record not in front)
+        assert record.curve == {
+            one.epoch: one.valid.accuracy for one in study.run_of(record).epochs()
+        }
     assert study.plot_front().to_dict()["data"]
+    assert study.plot_slice().to_dict()["data"]
+    assert study.importances()["lr"] >= 0
 
 
 def test_models_are_screened_before_their_trials(
@@ -328,6 +387,10 @@ def test_models_are_screened_before_their_trials(
     assert values == sorted(values, reverse=True)
     assert len(values) == 3
     assert {record.params["model"] for record in study.records} == {facts["models"][0]["model"]}
+    again = tune(resume=study.folder.path, trials=4, observers=[noting])
+    assert len(again.records) == 4
+    assert sum("probing" in note for note in noting.notes) == 3  # each model once
+    assert [one.model for one in again.screening] == [one["model"] for one in facts["models"]]
 
 
 def test_a_study_ends_when_nothing_improves(
@@ -342,10 +405,15 @@ def test_a_study_ends_when_nothing_improves(
 def test_time_ends_a_study_and_its_best_is_still_there(dogs: DrawnDataset, tmp_path: Path) -> None:
     base = Settings(model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=5000,
                     workers=0, batch_size=8)  # fmt: skip
-    study = tune(dogs.folder, {"lr": "1e-3..1e-2"}, recipe=base, timeout="12s", studies=tmp_path)
+    study = tune(dogs.folder, {"lr": "1e-3..1e-2"}, recipe=base, timeout="10s", studies=tmp_path)
     assert statuses(study) == ["stopped"]
-    assert 0 < len(study.best.curve) < 5000
+    before = study.best.curve
+    assert 0 < len(before) < 5000
     assert (study.bundle / "bundle.json").is_file()
+    again = tune(resume=study.folder.path, timeout="10s")  # its best goes on all the same
+    assert statuses(again) == ["stopped"]
+    assert len(again.best.curve) > len(before)
+    assert before.items() <= again.best.curve.items()
 
 
 def test_a_warm_start_knows_what_was_found(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from vizsla.errors import Interrupted, SettingError
-from vizsla.settings import Settings, read_recipe, read_search
+from vizsla.settings import Settings, read_search, read_unjoined
 from vizsla.tuning.settings import StudySettings
 from vizsla.tuning.space import parse_search
 
@@ -93,7 +93,7 @@ def _joined(
     if recipe is None:
         return space, Settings(**given)
     written = {name: values for name, values in read_search(recipe).items() if name not in given}
-    base = {**read_recipe(recipe).model_dump(exclude_unset=True), **given}
+    base = {**read_unjoined(recipe).model_dump(exclude_unset=True), **given}
     return {**written, **space}, Settings(**base)
 
 

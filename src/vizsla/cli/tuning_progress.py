@@ -53,7 +53,7 @@ class TuningDisplay(StudyObserver):
     def on_study(self, folder: StudyFolder, space: Space, state: StudyState, **more: Any) -> None:
         self.study_path, self._state, self._space = folder.path, state, space
         facts = folder.facts()
-        data, study = facts["data"], facts["study"]
+        data, study = facts["data"], facts["study"]  # with what this sitting has changed
         self._print(f"study     {folder.path}")
         self._print(
             f"pictures  {data['pictures']:,}; {data['classes']} classes, from {data['source']}"
@@ -73,10 +73,9 @@ class TuningDisplay(StudyObserver):
         self._print(f"note      {note}")
 
     def on_screened(self, screened: Sequence[Screened], kept: Sequence[str], **more: Any) -> None:
-        for rank, one in enumerate(screened, start=1):
-            figure = "failed" if one.value is None else f"{one.value:.4f}"
-            why = f": {one.reason}" if one.reason else ", kept" if one.model in kept else ""
-            self._print(f"probe {rank:<3} {one.model} {figure} in {one.seconds:.1f} s{why}")
+        for line in _probes(screened):
+            self._print(line)
+        self._print(f"kept      {', '.join(kept)}")
 
     def on_trial_begun(self, trial: RunningTrial, **more: Any) -> None:
         if self._live is None:
@@ -121,6 +120,8 @@ class TuningDisplay(StudyObserver):
 
 def print_study(console: Console, study: Study, findings: Sequence[Finding] | None = None) -> None:
     """The leaderboard, what rules say, and where everything lies."""
+    for line in _probes(study.screening):
+        console.print(line, soft_wrap=True, markup=False)
     records = study.records
     table = _table(list(study.space), study.objectives)
     front = {one.number for one in study.front} if len(study.objectives) > 1 else set()
@@ -139,6 +140,14 @@ def print_study(console: Console, study: Study, findings: Sequence[Finding] | No
         )
     for line in _places(study):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _probes(screened: Sequence[Screened]) -> list[str]:
+    return [
+        f"probe {rank:<3} {one.model} {'failed' if one.value is None else f'{one.value:.4f}'} in "
+        f"{one.seconds:.1f} s{f': {one.reason}' if one.reason else ''}"
+        for rank, one in enumerate(screened, start=1)
+    ]
 
 
 def _places(study: Study) -> list[str]:

@@ -128,8 +128,8 @@ class Engine(Protocol):
         """After an epoch: go on, or stop for a reason."""
         ...
 
-    def stop(self, job: int) -> None:
-        """Ask a job to save and stop."""
+    def stop(self, job: int, now: bool = False) -> None:
+        """Ask a job to save and stop; `now` ends its process as it stands."""
         ...
 
     def close(self) -> None: ...

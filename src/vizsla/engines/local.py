@@ -20,8 +20,8 @@ from typing import IO, Any
 
 from vizsla.engines.base import Event, Job
 
-# Signals that ask a job to stop, rather than say that it crashed.
-_ASKED = (-signal.SIGTERM, -signal.SIGINT)
+# Exit codes of a process that was asked to stop, by whomever, rather than crashed.
+_ASKED = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 _END_S = 60.0
 _LAST = ("finished", "pruned", "stopped", "failed", "crashed")
 
@@ -39,6 +39,8 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C is the engine's to hear
+                # A module beside the pictures must not pass for one of Python's.
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
             )
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -47,7 +49,10 @@ class _Process:
         os.set_blocking(self.events.fileno(), False)
         self._rest = b""
         self.job: int | None = None
-        self.asked_to_stop = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._child.poll() is None
 
     def send(self, message: str) -> None:
         """Send a line; one that is gone is noticed when its events end."""
@@ -64,10 +69,9 @@ class _Process:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         return [json.loads(line) for line in lines if line], not chunk
 
-    def terminate(self) -> None:
-        self.asked_to_stop = True
+    def terminate(self, now: bool = False) -> None:
         with contextlib.suppress(OSError):
-            self._child.terminate()
+            self._child.kill() if now else self._child.terminate()
 
     def end(self, timeout_s: float = _END_S) -> int:
         """Let it leave, or make it; its exit code."""
@@ -106,12 +110,14 @@ class LocalEngine:
             self._start()
 
     def submit(self, job: Job) -> int:
+        for gone in [one for one in self._processes if one.job is None and not one.is_alive]:
+            self._dismiss(gone)
         idle = [process for process in self._processes if process.job is None]
         if not idle and len(self._processes) >= self._slots:
             raise RuntimeError(f"All {self._slots} processes are at work.")
         process = idle[0] if idle else self._start()
         self._count += 1
-        process.job, process.asked_to_stop = self._count, False
+        process.job = self._count
         process.send(job.to_json())
         return self._count
 
@@ -130,10 +136,10 @@ class LocalEngine:
             if process.job == job:
                 process.send(json.dumps({"stop": stop}))
 
-    def stop(self, job: int) -> None:
+    def stop(self, job: int, now: bool = False) -> None:
         for process in self._processes:
             if process.job == job:
-                process.terminate()
+                process.terminate(now)
 
     def close(self) -> None:
         for process in self._processes:
@@ -170,11 +176,11 @@ class LocalEngine:
 
     def _bury(self, process: _Process) -> list[Event]:
         """The process has left: what became of its job."""
-        job, asked = process.job, process.asked_to_stop
+        job = process.job
         code = self._dismiss(process)
         if job is None:
             return []
-        if asked and code in (*_ASKED, 0):
+        if code in _ASKED:
             return [Event(job, "stopped")]
         return [Event(job, "crashed", {"reason": _why(code, process.last_words())})]
 

@@ -40,8 +40,9 @@ class _Split:
     labels: torch.Tensor
 
 
-def fit_head(setup: Setup) -> None:
-    """Fit the head of `setup`, whose features are kept, and save the best as a training would.
+def fit_head(setup: Setup) -> str | None:
+    """Fit the head of `setup`, whose features are kept, and save the best as a training would; why
+    an observer ended it, or None.
 
     Each decay is told of as an epoch. Raises `ModelError` unless the head is one linear layer,
     `Interrupted` after a signal.
@@ -80,6 +81,7 @@ def fit_head(setup: Setup) -> None:
                 if worse >= _PATIENCE or stop.reason is not None:
                     break
                 started = time.perf_counter()
+            return stop.reason
     finally:
         setup.observers.on_end()
 

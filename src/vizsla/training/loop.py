@@ -29,6 +29,9 @@ from vizsla.training.optim import learning_rate
 from vizsla.training.setup import Setup
 from vizsla.training.stopping import StopRequest, stop_requests
 
+# An epoch's end is saved if as many times what saving takes has gone by since the last time.
+_SAVING_SHARE = 9
+
 
 class Trainer:
     """Trains what a `Setup` holds, from the start or from its last checkpoint."""
@@ -37,9 +40,11 @@ class Trainer:
         self._s = setup
         self._progress = Progress()
         self._sums = self._fresh_sums()
+        self._saved_at, self._save_seconds, self._unsaved = -math.inf, 0.0, False
 
-    def fit(self) -> None:
-        """Train until the last epoch, early stopping, an observer's request, or a signal.
+    def fit(self) -> str | None:
+        """Train until the last epoch, early stopping, an observer's request, or a signal; why an
+        observer asked, or None.
 
         Raises `Interrupted` after a signal, with everything saved; `DataError` where no picture
         of a split decodes; `StorageError` where a checkpoint cannot be written.
@@ -52,6 +57,9 @@ class Trainer:
                     self._train_epoch(stop)
                     self._close_epoch()
                     self._leave_if_asked(stop)
+                if self._unsaved and stop.reason is None:
+                    self._save()
+                return stop.reason
         finally:
             self._s.observers.on_end()
 
@@ -169,7 +177,9 @@ class Trainer:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.epoch_seconds = progress.epoch_wait_seconds = 0.0
         self._sums = self._fresh_sums()
-        self._save()
+        self._unsaved = True
+        if time.perf_counter() - self._saved_at >= _SAVING_SHARE * self._save_seconds:
+            self._save()
 
     def _validate(self) -> SplitMetrics:
         setup = self._s
@@ -220,6 +230,7 @@ class Trainer:
         setup = self._s
         if not setup.accelerator.is_main_process:
             return
+        started = time.perf_counter()
         setup.observers.on_save()
         averaged = setup.average.module if setup.average is not None else None
         setup.checkpoints.save_last(
@@ -231,6 +242,8 @@ class Trainer:
                 optimizer=setup.optimizer.state_dict(),
             )
         )
+        self._saved_at, self._unsaved = time.perf_counter(), False
+        self._save_seconds = self._saved_at - started
 
     def _resume(self) -> None:
         checkpoint = self._s.checkpoints.load_last()
@@ -246,6 +259,8 @@ class Trainer:
 
     def _leave_if_asked(self, stop: StopRequest) -> None:
         if stop.signal_number is not None:
+            if self._unsaved:
+                self._save()
             raise Interrupted(
                 stop.signal_number,
                 f"Stopped after step {self._progress.step}; everything is saved.",

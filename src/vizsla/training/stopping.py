@@ -31,7 +31,8 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request while inside; a second one stops at once.
+    """Turn Ctrl-C and SIGTERM into a request while inside; a second Ctrl-C stops at once, while
+    SIGTERM, which a job's scheduler and its parent may both send, may come again.
 
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """
@@ -41,9 +42,10 @@ def stop_requests() -> Iterator[StopRequest]:
         return
 
     def note(signal_number: int, _frame: FrameType | None) -> None:
-        if request.signal_number is not None:
+        if request.signal_number is None:
+            request.signal_number = signal_number
+        elif signal_number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal_number = signal_number
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:

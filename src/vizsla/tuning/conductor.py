@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,12 +25,13 @@ from vizsla.engines.base import Engine, Event, Job
 from vizsla.errors import Interrupted, RunError, SettingError, StorageError, VizslaError, WorkError
 from vizsla.runs.folder import RunFolder
 from vizsla.settings import Recipe
-from vizsla.training.stopping import StopRequest, stop_requests
+from vizsla.training.stopping import StopRequest
 from vizsla.tuning.events import RunningTrial, StudyObserver, StudyState
 from vizsla.tuning.folder import StudyFolder
 from vizsla.tuning.samplers import grid_size, suggest
-from vizsla.tuning.settings import FOOTPRINT, OBJECTIVES, StudySettings
+from vizsla.tuning.settings import OBJECTIVES, StudySettings
 from vizsla.tuning.space import Space
+from vizsla.tuning.take_up import asks_for_costs, note_epoch, take_up, values_of
 from vizsla.tuning.trials import (
     HOST,
     KNOWN,
@@ -49,6 +51,7 @@ _DRAIN_S = 90.0
 # So many settings in a row that contradict one another, or trials that fail alike, end a study.
 _REFUSALS_AT_MOST = 200
 _FAILURES_AT_MOST = 3
+_STOPS_AT_MOST = 3
 # Errors that say that no trial can go better.
 _OF_ALL = ("DataError", "ModelError", "DependencyError")
 _BUSY_S = 60.0
@@ -71,6 +74,8 @@ class Conductor:
     _jobs: dict[int, RunningTrial] = field(default_factory=dict)  # by the engine's number
     _trials: dict[int, optuna.trial.Trial] = field(default_factory=dict)  # by their own
     _left_over: list[optuna.trial.FrozenTrial] = field(default_factory=list)
+    _stops: Counter[int] = field(default_factory=Counter)  # by trials' numbers
+    _stopping: bool = False
     _cache_filled: bool = False
     _refusals: int = 0
     _failures: list[str] = field(default_factory=list)  # reasons, while nothing else happened
@@ -78,22 +83,23 @@ class Conductor:
     def __post_init__(self) -> None:
         self.owner = str(self.folder.facts()["id"])
 
-    def conduct(self) -> list[TrialRecord]:
+    def conduct(self, stop: StopRequest) -> list[TrialRecord]:
         """Run trials until the budget is used up or nothing improves; every trial so far.
 
         Raises `Interrupted` after a signal, with everything saved; `WorkError`, or the error that
         all trials have in common, where none can succeed.
         """
-        self._take_up()
+        alone = self.settings.storage is None
+        self._left_over = take_up(self.study, self.folder, self.objectives, self.owner, alone)
+        self._refresh()
         try:
-            with stop_requests() as stop:
-                while self._begin_trials() or self._jobs:
-                    for event in self.engine.events(_POLL_S):
-                        self._hear(event)
-                    if stop.signal_number is not None or self._time_is_up():
-                        self._stop_all(stop)
-                        break
-                    self.observer.on_change(self.state)
+            while self._begin_trials() or self._jobs:
+                for event in self.engine.events(_POLL_S):
+                    self._hear(event)
+                if stop.signal_number is not None or self._time_is_up():
+                    self._stop_all(stop)
+                    break
+                self.observer.on_change(self.state)
         finally:
             self.observer.on_end()
         return self.records()
@@ -102,26 +108,6 @@ class Conductor:
         """Every trial so far, also of other machines."""
         trials = self.study.get_trials(deepcopy=False)
         return records_of(trials, self.objectives, self.owner, running=False)
-
-    def _take_up(self) -> None:
-        """Of the trials that an earlier sitting left running, tell Optuna of those that ended all
-        the same, and keep the others to go on with."""
-        for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if left.user_attrs.get(OWNER) != self.owner:
-                continue
-            run = self.folder.trial(left.number)
-            outcome = (run.outcome() or {}).get("status")
-            if run.is_finished or outcome == "trained":
-                trial = optuna.trial.Trial(self.study, left._trial_id)
-                for record in run.epochs():
-                    if record.epoch not in left.intermediate_values:
-                        trial.report(getattr(record.valid, self.objectives[0]), record.epoch)
-                self.study.tell(left.number, self._values(left.number))
-            elif outcome == "pruned":
-                self.study.tell(left.number, state=TrialState.PRUNED)
-            else:
-                self._left_over.append(left)
-        self._refresh()
 
     def _begin_trials(self) -> bool:
         """Fill free slots; whether a trial was begun."""
@@ -151,7 +137,10 @@ class Conductor:
 
     def _no_more_wanted(self) -> bool:
         """Whether the budget is used up, a grid is tried out, or nothing improves."""
-        begun = len(self.state.over) + len(self._jobs)
+        elsewhere = [
+            one for one in self.records() if one.status == "running" and one.owner != self.owner
+        ]
+        begun = len(self.state.over) + len(self._jobs) + len(elsewhere)
         if self.state.limit is not None and begun >= self.state.limit:
             return True
         if self.settings.sampler == "grid" and len(self.records()) >= grid_size(self.space):
@@ -181,13 +170,13 @@ class Conductor:
             self._wait_for(run)
         cores = available_cores()
         share = max(1, cores // self.engine.slots)
-        shares = any(name in FOOTPRINT for name in self.objectives)
+        notes = self.folder.path / "footprints"
         job = Job(
             data=self.data,
             recipe=recipe.model_dump(exclude_none=True),
             folder=str(run.path.resolve()),
             bundle=False,
-            footprint=str((self.folder.path / "footprints").resolve()) if shares else None,
+            footprint=str(notes.resolve()) if asks_for_costs(self.objectives) else None,
             cores=share,
             cores_before=share if self._cache_filled else cores,
         )
@@ -251,14 +240,10 @@ class Conductor:
         better = max if OBJECTIVES[self.objectives[0]] else min
         running.epoch, running.last = record["epoch"], value
         running.best = value if running.best is None else better(running.best, value)
-        if len(self.objectives) > 1:  # which Optuna takes no figures of before the end
-            self.engine.answer(job)
-            return
-        if running.epoch not in running.reported:  # it was cut off and tells of an epoch again
-            running.reported.add(running.epoch)
-            trial.report(value, running.epoch)
+        note_epoch(trial, self.objectives, running.reported, running.epoch, value)
         convex = {**self.base, **running.params}.get("solver") == "lbfgs"
-        prune = not convex and running.epoch < (running.epochs or 0) and trial.should_prune()
+        may_prune = not convex and len(self.objectives) == 1
+        prune = may_prune and running.epoch < (running.epochs or 0) and trial.should_prune()
         self.engine.answer(job, f"epoch {running.epoch} was worse than others'" if prune else None)
 
     def _close(self, event: Event, running: RunningTrial) -> None:
@@ -268,18 +253,21 @@ class Conductor:
         spent = event.facts.get("seconds", time.monotonic() - running.started)
         seconds = running.earlier_seconds + float(spent)
         trial.set_user_attr(SECONDS, seconds)
-        if event.kind == "stopped":
+        reason = str(event.facts.get("reason", ""))
+        if event.facts.get("error") == "StorageError":  # it can go on when there is room
+            way_on = f"vizsla tune --resume {self.folder.path}"
+            raise StorageError(reason.replace("vizsla train --resume", way_on))
+        if self._stopping or (event.kind == "stopped" and self._goes_on(running)):
             return
         self._cache_filled = True
-        reason = str(event.facts.get("reason", ""))
         if event.kind == "finished":
-            self.study.tell(trial, self._values(running.number))
+            self.study.tell(trial, values_of(self.folder.trial(running.number), self.objectives))
             self._failures = []
         elif event.kind == "pruned":
             self.study.tell(trial, state=TrialState.PRUNED)
             self._failures = []
         else:
-            trial.set_user_attr(REASON, reason)
+            trial.set_user_attr(REASON, reason or "its process was stopped again and again")
             self.study.tell(trial, state=TrialState.FAIL)
         self._refresh()
         self._tidy()
@@ -289,20 +277,17 @@ class Conductor:
         if event.kind in ("failed", "crashed"):
             self._weigh_failure(str(event.facts.get("error", "")), reason)
 
-    def _values(self, number: int) -> list[float]:
-        """A trial's figures: of its best epoch, and of its network."""
-        run = self.folder.trial(number)
-        best = [record for record in run.epochs() if record.best][-1]
-        costs = run.footprint() or {}
-        return [
-            costs[name] if name in FOOTPRINT else float(getattr(best.valid, name))
-            for name in self.objectives
-        ]
+    def _goes_on(self, running: RunningTrial) -> bool:
+        """Whether a trial that somebody else stopped is taken up again; not for ever."""
+        self._stops[running.number] += 1
+        if self._stops[running.number] > _STOPS_AT_MOST:
+            return False
+        trials = self.study.get_trials(deepcopy=False)
+        self._left_over += [trial for trial in trials if trial.number == running.number]
+        return True
 
     def _weigh_failure(self, kind: str, reason: str) -> None:
         """Raise where no other trial can be expected to do better."""
-        if kind == "StorageError":
-            raise StorageError(f"{reason} Go on with: vizsla tune --resume {self.folder.path}")
         first = all(record.status == "failed" for record in self.state.over)
         if first and kind in _OF_ALL and "model" not in self.space:
             error: type[VizslaError] = getattr(errors, kind)
@@ -329,14 +314,21 @@ class Conductor:
 
     def _stop_all(self, stop: StopRequest) -> None:
         """Let every trial save and stop; they go on when the study is resumed."""
+        self._stopping = True
         for job in self._jobs:
             self.engine.stop(job)
-        deadline = time.monotonic() + _DRAIN_S
+        self._drain(_DRAIN_S)
+        for job in self._jobs:  # it does not hear
+            self.engine.stop(job, now=True)
+        self._drain(_DRAIN_S)
+        if stop.signal_number is not None:
+            raise Interrupted(stop.signal_number, "Stopped; every trial is saved.")
+
+    def _drain(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while self._jobs and time.monotonic() < deadline:
             for event in self.engine.events(_POLL_S):
                 self._hear(event)
-        if stop.signal_number is not None:
-            raise Interrupted(stop.signal_number, "Stopped; every trial is saved.")
 
     def _refresh(self) -> None:
         """Read anew which trials are over, also on other machines, in the order of their ends."""

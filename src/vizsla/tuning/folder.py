@@ -102,9 +102,10 @@ class StudyFolder:
         return RunFolder(self.path / "trials" / f"{number:04}")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the study for writing; raises `RunError` where another process does."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+    def locked(self, wait_s: float = 2.0) -> Iterator[None]:
+        """Hold the study for writing; raises `RunError` where another process still does after
+        `wait_s` (who only looks whether it is held holds it for a moment)."""
+        lock = FileLock(self.path / ".lock", timeout=wait_s)
         try:
             lock.acquire()
         except Timeout:
@@ -121,7 +122,7 @@ class StudyFolder:
     def is_running(self) -> bool:
         """Whether a process holds the study."""
         try:
-            with self.locked():
+            with self.locked(wait_s=0.0):
                 return False
         except StorageError:
             return False
@@ -131,7 +132,10 @@ class StudyFolder:
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Write `study.toml`, which makes the folder a study; it has an `id` of its own."""
         whole = {"format_version": FORMAT_VERSION, "id": uuid.uuid4().hex, **facts}
-        write_text(self.path / "study.toml", tomli_w.dumps(whole))
+        path = self.path / "study.toml"
+        write_text(path, tomli_w.dumps(whole))
+        if "storage" in facts.get("study", {}):  # its address may hold a password
+            path.chmod(0o600)
 
     def facts(self) -> dict[str, Any]:
         """The content of `study.toml`."""

@@ -10,6 +10,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
+from vizsla.tuning.settings import OBJECTIVES
 from vizsla.tuning.trials import KNOWN, TrialRecord
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def importances(study: optuna.Study, objective: str) -> dict[str, float]:
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         try:
             found: dict[str, float] = optuna.importance.get_param_importances(
-                own, evaluator=evaluator, target=_first(study)
+                own, evaluator=evaluator, target=_least(study, objective)
             )
         except (RuntimeError, ValueError):  # too few trials, or all alike
             return {}
@@ -201,6 +202,14 @@ def _first(study: optuna.Study) -> Any:
         return float(trial.values[0])
 
     return first
+
+
+def _least(study: optuna.Study, objective: str) -> Any:
+    """As `_first`, turned so that less is better, as importances of a target take it."""
+    first = _first(study)
+    if first is None or not OBJECTIVES[objective]:
+        return first
+    return lambda trial: -first(trial)
 
 
 def _leading_pair(study: optuna.Study, objective: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vizsla.records import Section
 from vizsla.tuning.plots import title_of
+from vizsla.tuning.storage import without_password
 from vizsla.tuning.study import Study
 from vizsla.tuning.trials import TrialRecord
 
@@ -49,6 +50,16 @@ def _sections(study: Study) -> Iterator[Section]:
     if ended:
         yield _drawn("Best trials", f"The {_TOP} best of {len(records)}.", study.plot_top, _TOP)
     yield _table("Top 10", records[:_TOP], study)
+    if study.screening:
+        yield Section(
+            "Screening",
+            "Each model by a linear probe on a part of the pictures, before the trials.",
+            ("rank", "model", "value", "seconds", "note"),
+            tuple(
+                (str(rank), one.model, _short(one.value), f"{one.seconds:.1f}", one.reason or "")
+                for rank, one in enumerate(study.screening, start=1)
+            ),
+        )
     if len(study.objectives) > 1 and study.front:
         yield _drawn(
             "Compromises",
@@ -100,7 +111,10 @@ def _of_searching(study: Study) -> Section:
     facts = study.folder.facts()
     rows = [("data", facts["data"]["source"]), ("pictures", f"{facts['data']['pictures']:,}")]
     rows += [(f"search {name}", str(values)) for name, values in study.space.items()]
-    rows += [(name, str(value)) for name, value in facts["study"].items()]
+    settings = dict(facts["study"])
+    if "storage" in settings:
+        settings["storage"] = without_password(settings["storage"])
+    rows += [(name, str(value)) for name, value in settings.items()]
     rows += [(f"recipe {name}", str(value)) for name, value in study.base.items()]
     return Section("How it was searched", columns=("what", "value"), rows=tuple(rows))
 

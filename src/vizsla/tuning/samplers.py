@@ -98,7 +98,7 @@ def build_pruner(
         return optuna.pruners.NopPruner()
     if settings.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(1, max(epochs, 3), reduction_factor=3)
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
 
 
 def grid_size(space: Space) -> int:

@@ -8,6 +8,7 @@ can overtake another.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,9 @@ from vizsla.records import SPLITS
 from vizsla.runs.files import write_json
 from vizsla.runs.folder import RunFolder
 from vizsla.settings import Recipe
+from vizsla.training.stopping import StopRequest
 from vizsla.tuning.folder import StudyFolder
+from vizsla.tuning.waiting import wait_for
 
 # Pictures of training and validation that a probe sees, of a test split none.
 PROBED = {"train": 2000, "valid": 600, "test": 0}
@@ -36,7 +39,6 @@ _PLAIN: dict[str, Any] = {
     "views": 0, "drop_rate": 0.0, "drop_path_rate": 0.0, "nesterov": False, "warmup_epochs": 0.0,
     "class_balance": "none",
 }  # fmt: skip
-_POLL_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def screen(
     base: Mapping[str, Any],
     catalogue: Catalogue,
     engine: Engine,
+    stop: StopRequest,
     tell: Callable[[str], None],
 ) -> list[Screened]:
     """Probe each of `models` with the settings `base`; best first. Writes `screening.json`.
@@ -68,12 +71,20 @@ def screen(
     found = []
     for model in models:
         tell(f"probing {model}")
-        found.append(_probe(folder, model, base, manifest, engine))
+        found.append(_probe(folder, model, base, manifest, engine, stop))
     ranking = sorted(found, key=lambda one: (one.value is None, -(one.value or 0.0)))
     write_json(folder.screening / "screening.json", {"models": [asdict(one) for one in ranking]})
     if ranking[0].value is None:
         raise WorkError(f"None of the models could be probed; {models[0]}: {ranking[0].reason}")
     return ranking
+
+
+def ranking_of(folder: StudyFolder) -> list[Screened]:
+    """The ranking that `screen` wrote; empty where nothing was screened."""
+    path = folder.screening / "screening.json"
+    if not path.is_file():
+        return []
+    return [Screened(**one) for one in json.loads(path.read_text(encoding="utf-8"))["models"]]
 
 
 def sample(catalogue: Catalogue, seed: int, most: Mapping[str, int] = PROBED) -> Catalogue:
@@ -108,7 +119,12 @@ def _in_proportion(catalogue: Catalogue, split: str, most: int, seed: int) -> ND
 
 
 def _probe(
-    folder: StudyFolder, model: str, base: Mapping[str, Any], manifest: Path, engine: Engine
+    folder: StudyFolder,
+    model: str,
+    base: Mapping[str, Any],
+    manifest: Path,
+    engine: Engine,
+    stop: StopRequest,
 ) -> Screened:
     plain = {**base, **_PLAIN, "model": model}
     for name in ("ema_decay", "patience"):
@@ -121,23 +137,11 @@ def _probe(
         str(manifest), recipe.model_dump(exclude_none=True), str(run.path.resolve()), bundle=False
     )
     started = time.monotonic()
-    reason = _await(engine, engine.submit(job))
+    end = wait_for(engine, job, stop)
     seconds = time.monotonic() - started
-    if reason is not None:
-        return Screened(model, None, seconds, reason)
+    if end.kind != "finished":
+        return Screened(model, None, seconds, str(end.facts.get("reason", end.kind)))
     best = [record for record in run.epochs() if record.best][-1]
     (run.checkpoints / "best.pt").unlink(missing_ok=True)
     value = -best.valid.loss if recipe.monitor == "loss" else getattr(best.valid, recipe.monitor)
     return Screened(model, float(value), seconds)
-
-
-def _await(engine: Engine, job: int) -> str | None:
-    """Wait for a job's end; why it failed, or None."""
-    while True:
-        for event in engine.events(_POLL_S):
-            if event.kind == "epoch":
-                engine.answer(job)
-            elif event.kind in ("failed", "crashed"):
-                return str(event.facts["reason"])
-            elif event.kind in ("finished", "pruned", "stopped"):
-                return None

@@ -15,32 +15,34 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 
+from vizsla.checksum import crc_of
 from vizsla.data.catalogue import Catalogue
 from vizsla.data.sources import open_source
 from vizsla.data.splits import divide
-from vizsla.engines.base import Engine, Job
 from vizsla.engines.local import LocalEngine
-from vizsla.errors import RunError, SettingError, WorkError
-from vizsla.runs.files import append_lines, read_lines, write_text
+from vizsla.errors import RunError, SettingError
 from vizsla.settings import Recipe, Settings
+from vizsla.training.stopping import StopRequest, stop_requests
+from vizsla.tuning.conclusion import conclude, write_findings
 from vizsla.tuning.conductor import Conductor
 from vizsla.tuning.events import StudyObserver, StudyObservers, StudyState
 from vizsla.tuning.folder import StudyFolder
-from vizsla.tuning.samplers import build_pruner, build_sampler
-from vizsla.tuning.screening import screen
+from vizsla.tuning.samplers import build_pruner, build_sampler, grid_size
+from vizsla.tuning.screening import ranking_of, screen
 from vizsla.tuning.settings import MONITORS, OBJECTIVES, StudySettings
 from vizsla.tuning.space import Choices, Range, Space, read_space
 from vizsla.tuning.storage import heal_journal, open_database, open_storage
 from vizsla.tuning.study import Study
-from vizsla.tuning.trials import TrialRecord, best_of, write_leaderboard
 from vizsla.tuning.warm_start import known_trials
 from vizsla.version import __version__
 
 # What a sitting may change of a study that it takes up.
 _CHANGEABLE = ("trials", "timeout", "study_patience", "jobs")
-_SHARED = "vizsla"  # what machines that share a study must agree on, as an attribute of it
+# Attributes of Optuna's study: what machines that share it must agree on, and the models kept.
+_SHARED, _MODELS = "vizsla", "models"
 
 
 def begin(
@@ -54,15 +56,15 @@ def begin(
     """A new study; see `vizsla.api.tune`. Whatever can be wrong is said before anything is made."""
     settings = StudySettings(**given)
     space = read_space(search)
-    monitor = Settings(**base).monitor
-    objectives = settings.objectives(monitor)
+    objectives = settings.objectives(Settings(**base).monitor)
     fixed = _base(base, space, objectives)
-    build_sampler(settings, space, int(fixed.get("seed", 0)), len(objectives))  # refuses early
+    seed = int(fixed.get("seed", 0))
+    build_sampler(settings, space, seed, len(objectives))  # refuses early, as what follows does
     _check_screen(settings, space)
     if settings.storage is not None:
-        open_database(settings.storage)  # refuses early
-    catalogue = divide(open_source(data), int(fixed.get("seed", 0)))
-    known = known_trials(settings, space, objectives, catalogue)
+        open_database(settings.storage)
+    catalogue = divide(open_source(data), seed)
+    known_trials(settings, space, fixed, objectives, catalogue)
     name = settings.name or str(fixed.get("model") or _first_model(space))
     folder = StudyFolder.create(studies, name)
     folder.write_facts(
@@ -72,6 +74,7 @@ def begin(
             "search": {name: _in_toml(dimension) for name, dimension in space.items()},
             "recipe": fixed,
             "study": settings.model_dump(exclude_unset=True, exclude_none=True),
+            "name_in_storage": settings.name or folder.name,
             "data": {
                 "source": str(Path(data).expanduser().resolve()),
                 "fingerprint": catalogue.fingerprint(),
@@ -82,7 +85,7 @@ def begin(
             "versions": {"vizsla": __version__, "optuna": optuna.__version__},
         }
     )
-    return _Sitting(folder, settings, observers).run(catalogue, known)
+    return _Sitting(folder, settings, observers).run(catalogue, new=True)
 
 
 def take_up(path: Path, given: Mapping[str, Any], observers: Iterable[StudyObserver]) -> Study:
@@ -96,14 +99,13 @@ def take_up(path: Path, given: Mapping[str, Any], observers: Iterable[StudyObser
         )
     facts = folder.facts()
     settings = StudySettings(**facts["study"]).replace(**given)
-    seed = int(facts["recipe"].get("seed", 0))
-    catalogue = divide(open_source(facts["data"]["source"]), seed)
+    catalogue = divide(open_source(facts["data"]["source"]), int(facts["recipe"].get("seed", 0)))
     if catalogue.fingerprint(divided=True) != facts["data"]["division"]:
         raise RunError(
             f"The pictures of {facts['data']['source']} are not those that the study {path} began "
             "with, so that new trials would not compare with old ones. Put them back, or tune anew."
         )
-    return _Sitting(folder, settings, observers).run(catalogue, [])
+    return _Sitting(folder, settings, observers).run(catalogue, new=False)
 
 
 @dataclass
@@ -112,152 +114,132 @@ class _Sitting:
     settings: StudySettings
     observers: Iterable[StudyObserver]
 
-    def run(self, catalogue: Catalogue, known: list[optuna.trial.FrozenTrial]) -> Study:
+    def run(self, catalogue: Catalogue, new: bool) -> Study:
         facts = self.folder.facts()
         observer = StudyObservers(self.observers)
+        space, state = read_space(facts["search"]), self._state(facts)
+        with self.folder.locked(), stop_requests() as stop:
+            heal_journal(self.folder)
+            if not new:  # a changed budget is the study's from now on
+                changed = self.settings.model_dump(exclude_unset=True, exclude_none=True)
+                self.folder.write_facts({**facts, "study": changed})
+            study = self._optunas(facts, new)
+            observer.on_study(self.folder, space, state)
+            with LocalEngine(self.settings.jobs, self.folder.logs) as engine:
+                engine.warm_up()
+                space = self._screened(study, space, facts, catalogue, engine, stop, observer)
+                self._equip(study, space, facts, catalogue)
+                conductor = Conductor(
+                    self.folder, study, self.settings, space, facts["recipe"],
+                    facts["data"]["source"], tuple(state.objectives), engine, observer, state,
+                )  # fmt: skip
+                conclude(conductor, conductor.conduct(stop), stop)
+        result = Study(self.folder)
+        observer.on_result(result, write_findings(result))
+        return result
+
+    def _state(self, facts: Mapping[str, Any]) -> StudyState:
         timeout_s, begun = self.settings.timeout_s, time.monotonic()
-        state = StudyState(
+        limit = self.settings.trial_limit
+        if self.settings.sampler == "grid":
+            size = grid_size(read_space(facts["search"]))
+            limit = min(self.settings.trials or size, size)
+        return StudyState(
             objectives=tuple(facts["objectives"]),
-            limit=self.settings.trial_limit,
+            limit=limit,
             deadline=None if timeout_s is None else begun + timeout_s,
             slots=self.settings.jobs,
             begun=begun,
         )
-        with self.folder.locked(), LocalEngine(self.settings.jobs, self.folder.logs) as engine:
-            heal_journal(self.folder)
-            engine.warm_up()
-            space = read_space(facts["search"])
-            observer.on_study(self.folder, space, state)
-            space = self._screened(space, facts, catalogue, engine, observer)
-            conductor = Conductor(
-                self.folder, self._study(facts, space, known), self.settings, space,
-                facts["recipe"], facts["data"]["source"], tuple(state.objectives), engine, observer,
-                state,
-            )  # fmt: skip
-            records = conductor.conduct()
-            self._conclude(records, conductor)
-        study = Study(self.folder)
-        observer.on_result(study, study.findings())
-        return study
 
-    def _study(
-        self,
-        facts: Mapping[str, Any],
-        space: Space,
-        known: list[optuna.trial.FrozenTrial],
-    ) -> optuna.Study:
+    def _optunas(self, facts: Mapping[str, Any], new: bool) -> optuna.Study:
+        """Optuna's study: made, joined, or opened again."""
         storage, name = open_storage(self.folder, self.settings.storage)
-        objectives, recipe = facts["objectives"], facts["recipe"]
+        trials = self.folder.path / "trials"
+        if not new and trials.is_dir() and name not in optuna.get_all_study_names(storage):
+            raise RunError(
+                f"The storage of {self.folder.path} has no study {name!r}, though its trials are "
+                "here; put the journal or database back."
+            )
         study = optuna.create_study(
             study_name=name,
             storage=storage,
-            sampler=build_sampler(
-                self.settings, space, int(recipe.get("seed", 0)), len(objectives)
-            ),
-            pruner=build_pruner(self.settings, len(objectives), _most_epochs(space, recipe)),
-            directions=["maximize" if OBJECTIVES[one] else "minimize" for one in objectives],
+            directions=[
+                "maximize" if OBJECTIVES[one] else "minimize" for one in facts["objectives"]
+            ],
             load_if_exists=True,
         )
-        self._agree(study, facts)
-        if known and not study.get_trials(deepcopy=False):
-            study.add_trials(known)
+        try:
+            _agree(study, facts)
+        except SettingError:
+            if new:
+                shutil.rmtree(self.folder.path, ignore_errors=True)
+            raise
         return study
-
-    def _agree(self, study: optuna.Study, facts: Mapping[str, Any]) -> None:
-        """Of machines that share a study all search the same; the first says what."""
-        shared = {
-            "search": facts["search"],
-            "recipe": facts["recipe"],
-            "objectives": facts["objectives"],
-            "division": facts["data"]["division"],
-        }
-        before = study.user_attrs.get(_SHARED)
-        if before is None:
-            study.set_user_attr(_SHARED, json.loads(json.dumps(shared)))
-            return
-        differ = [key for key in shared if before.get(key) != json.loads(json.dumps(shared[key]))]
-        if differ:
-            shutil.rmtree(self.folder.path, ignore_errors=True)
-            raise SettingError(
-                f"The study {study.study_name!r} in the storage has another "
-                f"{' and another '.join(differ)}; join it with the same, or give another name."
-            )
 
     def _screened(
         self,
+        study: optuna.Study,
         space: Space,
         facts: Mapping[str, Any],
         catalogue: Catalogue,
         engine: LocalEngine,
+        stop: StopRequest,
         observer: StudyObserver,
     ) -> Space:
-        """The space with those models alone that a linear probe ranks first."""
+        """The space with those models alone that a linear probe ranks first; a study is screened
+        once, since Optuna's choices do not change on the way."""
         models = space.get("model")
         if self.settings.screen is None or not isinstance(models, Choices):
             return space
-        ranking = screen(
-            self.folder, models.values, facts["recipe"], catalogue, engine, observer.on_note
+        kept = study.user_attrs.get(_MODELS)
+        if kept is None:
+            ranking = ranking_of(self.folder) or screen(
+                self.folder, models.values, facts["recipe"], catalogue, engine, stop,
+                observer.on_note,
+            )  # fmt: skip
+            kept = [one.model for one in ranking if one.value is not None][: self.settings.screen]
+            observer.on_screened(ranking, kept)
+            study.set_user_attr(_MODELS, kept)
+        return {**space, "model": Choices(tuple(one for one in models.values if one in kept))}
+
+    def _equip(
+        self, study: optuna.Study, space: Space, facts: Mapping[str, Any], catalogue: Catalogue
+    ) -> None:
+        """Give Optuna's study its sampler and pruner, and what is known from an earlier study."""
+        recipe, count = facts["recipe"], len(facts["objectives"])
+        trials = len(study.get_trials(deepcopy=False))
+        seed = int(recipe.get("seed", 0))
+        if self.settings.sampler != "grid" and (trials or self.settings.storage is not None):
+            # Neither a second sitting nor a second machine draws what the first has drawn.
+            machine = crc_of(facts["id"]) if self.settings.storage is not None else 0
+            seed = int(np.random.SeedSequence([seed, trials, machine]).generate_state(1)[0])
+        study.sampler = build_sampler(self.settings, space, seed, count)
+        study.pruner = build_pruner(self.settings, count, _most_epochs(space, recipe))
+        if not trials:
+            objectives = tuple(facts["objectives"])
+            study.add_trials(known_trials(self.settings, space, recipe, objectives, catalogue))
+
+
+def _agree(study: optuna.Study, facts: Mapping[str, Any]) -> None:
+    """Of machines that share a study all search the same; the first says what."""
+    shared = {
+        "search": facts["search"],
+        "recipe": facts["recipe"],
+        "objectives": facts["objectives"],
+        "division": facts["data"]["division"],
+    }
+    shared = json.loads(json.dumps(shared))
+    before = study.user_attrs.get(_SHARED)
+    if before is None:
+        study.set_user_attr(_SHARED, shared)
+        return
+    differ = [key for key in shared if before.get(key) != shared[key]]
+    if differ:
+        raise SettingError(
+            f"The study {study.study_name!r} was begun with another "
+            f"{' and another '.join(differ)}; go on with the same, or begin another study."
         )
-        kept = [one.model for one in ranking if one.value is not None][: self.settings.screen]
-        observer.on_screened(ranking, kept)
-        # In the space's own order, so that a second screening changes nothing for Optuna.
-        chosen = tuple(model for model in models.values if model in kept)
-        return {**space, "model": Choices(chosen)}
-
-    def _conclude(self, records: list[TrialRecord], conductor: Conductor) -> None:
-        """Write leaderboard, best recipe, bundle and findings."""
-        objectives = conductor.objectives
-        write_leaderboard(self.folder, records, objectives)
-        best = best_of(records, objectives[0])
-        if best is None:
-            failed = [one for one in records if one.reason]
-            why = f" The last failed because {failed[-1].reason}" if failed else ""
-            raise WorkError(
-                f"No trial of {self.folder.path} has come to a result.{why} "
-                f"Go on with: vizsla tune --resume {self.folder.path}"
-            )
-        study = Study(self.folder)
-        write_text(self.folder.best_recipe, study.recipe_of(best).to_toml())
-        if best.owner != conductor.owner:
-            conductor.observer.on_note(
-                f"the best trial, {best.number}, ran on {best.host}; its bundle is there"
-            )
-        else:
-            conductor.observer.on_bundle_begun(best)
-            self._bundle(best, conductor.engine)
-        told = {(line["rule"], line["where"]) for line in read_lines(self._findings)}
-        new = [one for one in study.findings() if (one.rule, one.where) not in told]
-        if new:
-            append_lines(self._findings, [finding.to_dict() for finding in new])
-
-    @property
-    def _findings(self) -> Path:
-        return self.folder.path / "findings.jsonl"
-
-    def _bundle(self, best: TrialRecord, engine: Engine) -> None:
-        """Evaluate and export the best trial's weights, and put the bundle in the folder."""
-        run = self.folder.trial(best.number)
-        if not run.is_finished:
-            facts = run.facts()
-            job = Job(
-                facts["data"]["source"], facts["recipe"], str(run.path.resolve()), train=False
-            )
-            number = engine.submit(job)
-            end = None
-            while end is None:
-                ends = [event for event in engine.events(0.25) if event.job == number]
-                end = next((one for one in ends if one.kind not in ("note", "trunk")), None)
-            if end.kind != "finished":
-                raise WorkError(
-                    f"The bundle of trial {best.number} could not be made: "
-                    f"{end.facts.get('reason', end.kind)} Go on with: "
-                    f"vizsla tune --resume {self.folder.path}"
-                )
-        scratch = self.folder.path / ".bundle.part"
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(run.bundle, scratch)
-        shutil.rmtree(self.folder.bundle, ignore_errors=True)
-        scratch.rename(self.folder.bundle)
 
 
 def _base(base: Mapping[str, Any], space: Space, objectives: tuple[str, ...]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, Union, get_args, get_origin
 
 from vizsla.errors import SettingError, nearest
@@ -31,8 +32,8 @@ class Range:
     whole: bool = False  # of whole numbers
 
     def __str__(self) -> str:
-        manner = ":log" if self.log else f":step={self.step:g}" if self.step else ""
-        return f"{self.low:g}..{self.high:g}{manner}"
+        manner = ":log" if self.log else f":step={_exact(self.step)}" if self.step else ""
+        return f"{_exact(self.low)}..{_exact(self.high)}{manner}"
 
     def grid(self) -> tuple[float, ...] | None:
         """Every value, or None where they are not finitely many."""
@@ -115,7 +116,8 @@ def read_space(search: Mapping[str, Any]) -> Space:
             "Nothing to search: name settings and their values, such as "
             "--search lr=1e-5..1e-2:log batch_size=16..64, or a [search] table in the recipe."
         )
-    return {name: _dimension(name, values) for name, values in search.items()}
+    names = {name: name.replace("-", "_") for name in search}
+    return {names[name]: _dimension(names[name], values) for name, values in search.items()}
 
 
 def _dimension(name: str, values: Any) -> Dimension:
@@ -189,6 +191,8 @@ def _cast(name: str, value: Any) -> Any:
     optional = type(None) in _kinds(name)
     if optional and isinstance(value, str) and value.lower() == "none":
         return None
+    if name == "weights" and value not in ("pretrained", "none"):
+        value = str(Path(str(value)).expanduser().resolve())  # to be found from any folder
     whole = float not in _kinds(name) and isinstance(value, float) and value.is_integer()
     return getattr(Settings(**{name: int(value) if whole else value}), name)
 
@@ -216,6 +220,12 @@ def _position(value: float, span: Range) -> float:
         value, low, high = math.log(value), math.log(span.low), math.log(span.high)
         return (value - low) / (high - low)
     return (value - span.low) / (span.high - span.low)
+
+
+def _exact(value: float) -> str:
+    """The number in few digits, or in as many as tell it from every other."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _written(value: Any) -> str:

@@ -10,6 +10,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.pool import NullPool
 
 from vizsla.errors import RunError, SettingError
 from vizsla.extras import require
@@ -18,13 +19,12 @@ from vizsla.tuning.folder import StudyFolder
 # A name of its own in each journal; in a database the folder's.
 JOURNAL_NAME = "study"
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
 
 def open_storage(folder: StudyFolder, url: str | None) -> tuple[BaseStorage, str]:
     """The storage of a study and the study's name in it."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it tells of trials, we tell
     if url is not None:
-        return open_database(url), folder.facts()["study"].get("name", folder.name)
+        return open_database(url), folder.facts()["name_in_storage"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return JournalStorage(JournalFileBackend(str(folder.journal))), JOURNAL_NAME
@@ -64,17 +64,19 @@ def open_database(url: str) -> RDBStorage:
         )
     if url.startswith("postgresql+psycopg://"):
         require("psycopg", "postgresql", "A study in PostgreSQL")
+    # A connection for each use: a trial takes longer than some servers keep an idle one.
     try:
-        return RDBStorage(url, heartbeat_interval=None)
+        return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
     # SQLAlchemy and the drivers have errors of many kinds, and imports that fail.
     except Exception as error:
         reason = " ".join(str(error).split()).split(" (Background on this error")[0]
         raise SettingError(
-            f"The storage {_without_password(url)} cannot be used: {reason.rstrip('.')}."
+            f"The storage {without_password(url)} cannot be used: {reason.rstrip('.')}."
         ) from None
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """The address as it may be shown."""
     scheme, _, rest = url.partition("://")
     access, at, place = rest.rpartition("@")
     user = access.partition(":")[0]

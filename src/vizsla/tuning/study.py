@@ -17,6 +17,7 @@ from vizsla.settings import Recipe
 from vizsla.tuning import plots
 from vizsla.tuning.folder import StudyFolder
 from vizsla.tuning.rules import STUDY_RULES, StudyFacts
+from vizsla.tuning.screening import Screened, ranking_of
 from vizsla.tuning.space import Space, read_space
 from vizsla.tuning.storage import load
 from vizsla.tuning.trials import TrialRecord, best_of, front_of, ranked, records_of
@@ -120,6 +121,11 @@ class Study:
                 f"vizsla tune --resume {self.folder.path}"
             )
         return self.folder.bundle
+
+    @property
+    def screening(self) -> list[Screened]:
+        """The models that were probed, best first; empty where none were."""
+        return ranking_of(self.folder)
 
     def findings(self) -> list[Finding]:
         """What rules say about the search, worst first."""

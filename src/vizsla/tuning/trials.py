@@ -18,6 +18,7 @@ Status = Literal["finished", "pruned", "failed", "stopped", "running", "refused"
 
 # Names of what is kept with a trial in Optuna's storage.
 SECONDS, REASON, OWNER, HOST = "seconds", "reason", "owner", "host"
+CURVE = "epoch "  # and its number, where Optuna takes no figures on the way
 READY, KNOWN, REFUSED = "ready_seconds", "known_from", "refused"  # READY: until the first step
 
 
@@ -59,7 +60,12 @@ def records_of(
 
 def _record(trial: FrozenTrial, objectives: Sequence[str], running: bool) -> TrialRecord:
     status = _status(trial, running)
-    curve = dict(sorted(trial.intermediate_values.items()))
+    aside = {
+        int(name.removeprefix(CURVE)): value
+        for name, value in trial.user_attrs.items()
+        if name.startswith(CURVE)
+    }
+    curve = dict(sorted((trial.intermediate_values or aside).items()))
     values: dict[str, float] = {}
     if trial.state == TrialState.COMPLETE and trial.values:
         values = dict(zip(objectives, trial.values, strict=True))
