@@ -43,7 +43,12 @@ def time_plain_script(
     child = measure(command)
     facts = json.loads(figures.read_text(encoding="utf-8"))
     if not part:
-        return {"seconds": child.seconds, "computed": False, "test": facts["test_accuracy"]}
+        return {
+            "seconds": child.seconds,
+            "computed": False,
+            "test": facts["test_accuracy"],
+            "best_valid": max(epoch["valid_accuracy"] for epoch in facts["epochs"]),
+        }
     seen = {split: min(count, part) for split, count in counts.items()}
     epoch = facts["epochs"][0]
     judged = epoch["valid_seconds"] / seen["valid"]  # seconds a picture, of validation and test

@@ -16,7 +16,18 @@ ROOT = Path(vizsla.__file__).parent
 # A folder or a single file of the package, and its level. Level 5 has an order of its own.
 LEVELS: dict[str, float] = {
     **dict.fromkeys(
-        ["version", "errors", "records", "findings", "settings", "extras", "metrics", "checksum"], 0
+        [
+            "version",
+            "errors",
+            "records",
+            "findings",
+            "settings",
+            "extras",
+            "metrics",
+            "checksum",
+            "observing",
+        ],
+        0,
     ),
     "torchvision_compat": 0,
     "data": 1,

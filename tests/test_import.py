@@ -47,6 +47,13 @@ def test_import_brings_in_no_other_package() -> None:
     assert not loaded & {*NOT_FOR_ANSWERS, "numpy", "PIL", "onnxruntime", "onnx", "filelock"}
 
 
+def test_who_leads_a_study_needs_no_torch() -> None:
+    code = "import sys, vizsla.cli.tune, vizsla.cli.tuning_progress, vizsla.tuning.sitting\n"
+    code += "import json; print(json.dumps(sorted(sys.modules)))"
+    loaded = {name.split(".")[0] for name in json.loads(_python(code))}
+    assert not loaded & {"torch", "torchvision", "timm", "accelerate", "pandas", "plotly"}
+
+
 def test_public_names_are_pinned_and_sorted() -> None:
     assert vizsla.__all__ == PUBLIC
     assert vizsla.__all__ == sorted(vizsla.__all__)

@@ -127,6 +127,19 @@ def test_a_damaged_memory_is_measured_again(
     assert chooser.choose("auto", pictures(8), 10_000).why.startswith("measured")
 
 
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_where_bf16_is_too_far_off_an_engine_computes_in_float32(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    monkeypatch.setattr(engine_choice, "LARGEST_ERROR", 1e-4)  # finer than bf16's own steps
+    module, batch = trunk(), pictures(BATCH)
+    chosen = EngineChooser(module, "a network", True, False).choose(name, batch, 100).engine
+    assert chosen.name == name
+    torch.testing.assert_close(chosen(batch), TorchTrunk(module)(batch), rtol=1e-3, atol=1e-4)
+
+
 def test_few_passes_are_not_worth_a_trial() -> None:
     choice = EngineChooser(trunk(), "a network", False, False).choose("auto", pictures(8), 100)
     assert (choice.engine.name, choice.why) == ("torch", "few passes")

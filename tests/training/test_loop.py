@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from vizsla import Recipe, train
 from vizsla.data.synthetic import DrawnDataset, Faults, draw_dataset
 from vizsla.errors import DataError
 from vizsla.records import EpochRecord
+from vizsla.training import setup as training_setup
+from vizsla.training.checkpoint import Checkpoint, CheckpointStore
 from vizsla.training.events import Observer, StepFacts, TrainingFacts
+from vizsla.training.stopping import StopRequest
 
 Fit = Callable[..., Any]
 
@@ -282,3 +286,53 @@ def test_every_step_and_epoch_is_told_and_recorded(fit: Fit) -> None:
     assert fitted.run.epochs() == watcher.epochs
     assert all(record.train.pictures == 48 for record in watcher.epochs)
     assert all(record.valid.pictures == 12 for record in watcher.epochs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision"),
+    [
+        ({"unfreeze": "head"}, "no"),
+        ({"unfreeze": "head", "cache": "off"}, "bf16"),
+        ({"unfreeze": "head", "mixup": 0.2}, "bf16"),
+        ({"unfreeze": "last"}, "bf16"),
+        ({"unfreeze": "head", "precision": "bf16"}, "bf16"),
+    ],
+)
+def test_a_kept_head_trains_in_float32_where_bf16_is_native(
+    settings: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_setup, "computes_bf16", lambda device: True)
+    recipe = Recipe(model="test_resnet", weights="none", **settings)
+    assert training_setup.start_accelerator(recipe).mixed_precision == precision
+
+
+def test_saving_takes_a_share_of_the_time_and_nothing_is_lost(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = CheckpointStore.save_last
+
+    def slowly(store: CheckpointStore, checkpoint: Checkpoint) -> None:
+        time.sleep(0.2)
+        saved.append(checkpoint.progress.epoch)
+        save(store, checkpoint)
+
+    monkeypatch.setattr(CheckpointStore, "save_last", slowly)
+    fitted = fit(epochs=6)
+    assert saved[0] == 1
+    assert saved[-1] == 6  # the last epoch is saved, however soon it comes
+    assert len(saved) < 6
+    assert fitted.setup.checkpoints.load_last().progress.epoch == 6
+
+
+def test_an_observer_that_asks_makes_the_epoch_the_last(fit: Fit) -> None:
+    class Asking(Watcher):
+        def on_start(self, facts: TrainingFacts, stop: StopRequest, **more: Any) -> None:
+            self.stop = stop
+
+        def on_epoch(self, record: EpochRecord, **more: Any) -> None:
+            if record.epoch == 2:
+                self.stop.ask("seen enough")
+
+    fitted = fit(epochs=5, observers=(Asking(),))
+    assert len(fitted.run.epochs()) == 2

@@ -7,7 +7,6 @@ SageMaker's metric expressions (and grep) read.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vizsla.cli.console import UnbreakableConsole
 from vizsla.findings import Finding
 from vizsla.records import EpochRecord, PictureProblem
 from vizsla.runs.folder import RunFolder
 from vizsla.training.events import Observer, StepFacts, TrainingFacts
 from vizsla.training.stopping import StopRequest
-
-
-class UnbreakableConsole(Console):
-    """A console that outlives its reader."""
-
-    def on_broken_pipe(self) -> None:
-        """Whoever read the output (head, say) has left; the training goes on in silence."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class TrainingDisplay(Observer):

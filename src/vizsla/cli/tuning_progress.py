@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vizsla.cli.progress import UnbreakableConsole
+from vizsla.cli.console import UnbreakableConsole
 from vizsla.findings import Finding
 from vizsla.tuning.events import RunningTrial, StudyObserver, StudyState
 from vizsla.tuning.folder import StudyFolder

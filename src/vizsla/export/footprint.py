@@ -1,8 +1,8 @@
 """What a network costs where it serves: the size of its file and the time of one answer.
 
 Both depend on the architecture and the size of its pictures, not on what was learnt, so each
-network is measured once and noted; trials of the same network then have the same figures, however
-busy the machine was.
+network is measured once and noted, and trials of the same network have the same figures. What else
+the machine does at that moment is in them.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vizsla.findings import Finding
+from vizsla.observing import TellAll
 from vizsla.records import EpochRecord, PictureProblem
 from vizsla.runs.folder import RunFolder
 from vizsla.training.stopping import StopRequest
@@ -103,18 +103,5 @@ class Observer:
         """The run's bundle has been written; the run is finished."""
 
 
-class Observers(Observer):
+class Observers(TellAll, Observer):
     """Several observers as one, called in order."""
-
-    def __init__(self, observers: Iterable[Observer]) -> None:
-        self._observers = tuple(observers)
-
-    def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("on_"):
-            return super().__getattribute__(name)
-
-        def tell_all(*facts: Any, **more: Any) -> None:
-            for observer in self._observers:
-                getattr(observer, name)(*facts, **more)
-
-        return tell_all

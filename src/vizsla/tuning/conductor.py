@@ -183,7 +183,6 @@ class Conductor:
         running = RunningTrial(
             number=trial.number,
             params=params,
-            folder=job.folder,
             started=time.monotonic(),
             epochs=recipe.epochs,
             earlier_seconds=left.user_attrs.get(SECONDS, 0.0) if left is not None else 0.0,
@@ -257,7 +256,8 @@ class Conductor:
         if event.facts.get("error") == "StorageError":  # it can go on when there is room
             way_on = f"vizsla tune --resume {self.folder.path}"
             raise StorageError(reason.replace("vizsla train --resume", way_on))
-        if self._stopping or (event.kind == "stopped" and self._goes_on(running)):
+        cut_off = event.kind == "stopped" or (self._stopping and event.kind == "crashed")
+        if cut_off and (self._stopping or self._goes_on(running)):
             return
         self._cache_filled = True
         if event.kind == "finished":

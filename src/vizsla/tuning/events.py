@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vizsla.findings import Finding
+from vizsla.observing import TellAll
 from vizsla.tuning.folder import StudyFolder
 from vizsla.tuning.screening import Screened
 from vizsla.tuning.space import Space
@@ -20,7 +21,6 @@ class RunningTrial:
 
     number: int
     params: Mapping[str, Any]
-    folder: str
     started: float  # of time.monotonic
     epoch: int = 0
     epochs: int | None = None
@@ -88,18 +88,5 @@ class StudyObserver:
         """Everything is written."""
 
 
-class StudyObservers(StudyObserver):
+class StudyObservers(TellAll, StudyObserver):
     """Several observers as one, called in order."""
-
-    def __init__(self, observers: Iterable[StudyObserver]) -> None:
-        self._observers = tuple(observers)
-
-    def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("on_"):
-            return super().__getattribute__(name)
-
-        def tell_all(*facts: Any, **more: Any) -> None:
-            for observer in self._observers:
-                getattr(observer, name)(*facts, **more)
-
-        return tell_all

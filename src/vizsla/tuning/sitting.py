@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.exceptions import StorageInternalError
 
 from vizsla.checksum import crc_of
 from vizsla.data.catalogue import Catalogue
 from vizsla.data.sources import open_source
 from vizsla.data.splits import divide
 from vizsla.engines.local import LocalEngine
-from vizsla.errors import RunError, SettingError
+from vizsla.errors import RunError, SettingError, StorageError
 from vizsla.settings import Recipe, Settings
 from vizsla.training.stopping import StopRequest, stop_requests
 from vizsla.tuning.conclusion import conclude, write_findings
@@ -133,7 +134,13 @@ class _Sitting:
                     self.folder, study, self.settings, space, facts["recipe"],
                     facts["data"]["source"], tuple(state.objectives), engine, observer, state,
                 )  # fmt: skip
-                conclude(conductor, conductor.conduct(stop), stop)
+                try:
+                    conclude(conductor, conductor.conduct(stop), stop)
+                except StorageInternalError as error:  # a database that has gone away
+                    raise StorageError(
+                        f"The study's storage failed: {' '.join(str(error).split())} Go on with: "
+                        f"vizsla tune --resume {self.folder.path}"
+                    ) from error
         result = Study(self.folder)
         observer.on_result(result, write_findings(result))
         return result

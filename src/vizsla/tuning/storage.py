@@ -10,7 +10,6 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.pool import NullPool
 
 from vizsla.errors import RunError, SettingError
 from vizsla.extras import require
@@ -64,6 +63,8 @@ def open_database(url: str) -> RDBStorage:
         )
     if url.startswith("postgresql+psycopg://"):
         require("psycopg", "postgresql", "A study in PostgreSQL")
+    from sqlalchemy.pool import NullPool  # takes a moment, which a journal does without
+
     # A connection for each use: a trial takes longer than some servers keep an idle one.
     try:
         return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
