@@ -6,9 +6,10 @@
               part of pets5, and a head on trash6
 
 The script's time for one trial is multiplied by the trials: it knows no other way. That of resnet50
-is measured whole, that of dogs120 computed from a part of it (`plain_script.py`). vizsla searches on an empty cache with its default pruner, which
-ends bad trials early; that is part of what is measured, and the epochs that were trained are in the
-table. Each program is timed from start to exit. In `jobs` the cache is filled before.
+is measured whole, that of dogs120 computed from a part of it (`plain_script.py`). vizsla searches
+on an empty cache with its default pruner, which ends bad trials early; that is part of what is
+measured, and the epochs that were trained are in the table. Each program is timed from start to
+exit. In `jobs` the cache is filled before.
 """
 
 from __future__ import annotations
