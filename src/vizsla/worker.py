@@ -78,8 +78,9 @@ class _Reporter(Observer):
     """Tells of a job in lines, and waits after each epoch for the answer."""
 
     def __init__(self, job: Job, answers: TextIO, events: TextIO) -> None:
-        self._job, self._answers, self._events = job, answers, events
+        self._answers, self._events = answers, events
         self._stop: StopRequest | None = None
+        self._cores = job.cores
         self._begun, self._next_progress = time.perf_counter(), 0.0
 
     @property
@@ -109,16 +110,21 @@ class _Reporter(Observer):
 
     def on_start(self, facts: TrainingFacts, stop: StopRequest, **more: Any) -> None:
         self._stop = stop
-        use_cores(self._job.cores)
+        use_cores(self._cores)
         self.tell("started", epochs=facts.epochs, seconds=self.seconds)
 
     def on_epoch(self, record: EpochRecord, **more: Any) -> None:
         self.tell("epoch", record=asdict(record))
-        answer = self._answers.readline()
-        if not answer:
+        line = self._answers.readline()
+        if not line:
             self._leave()
-        elif (why := json.loads(answer)["stop"]) and self._stop is not None:
-            self._stop.ask(why)
+            return
+        answer = json.loads(line)
+        if answer["stop"] and self._stop is not None:
+            self._stop.ask(answer["stop"])
+        if answer["cores"] not in (None, self._cores):
+            self._cores = answer["cores"]
+            use_cores(self._cores)
 
 
 def _attend(job: Job, answers: TextIO, events: TextIO) -> None:

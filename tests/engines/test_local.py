@@ -47,7 +47,7 @@ def until(
 ) -> dict[int, list[Event]]:
     """Every event of `jobs` until all have ended; epochs are answered unless `react` does."""
     seen: dict[int, list[Event]] = {job: [] for job in jobs}
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     while any(not events or events[-1].kind not in ENDS for events in seen.values()):
         assert time.monotonic() < deadline, seen
         for event in engine.events(0.2):

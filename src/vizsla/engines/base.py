@@ -124,8 +124,9 @@ class Engine(Protocol):
         """What happened since the last call; waits so long for something to happen."""
         ...
 
-    def answer(self, job: int, stop: str | None = None) -> None:
-        """After an epoch: go on, or stop for a reason."""
+    def answer(self, job: int, stop: str | None = None, cores: int | None = None) -> None:
+        """After an epoch: go on, with another number of cores where one is given, or stop for a
+        reason."""
         ...
 
     def stop(self, job: int, now: bool = False) -> None:

@@ -131,10 +131,10 @@ class LocalEngine:
                 happened += self._bury(process)
         return happened
 
-    def answer(self, job: int, stop: str | None = None) -> None:
+    def answer(self, job: int, stop: str | None = None, cores: int | None = None) -> None:
         for process in self._processes:
             if process.job == job:
-                process.send(json.dumps({"stop": stop}))
+                process.send(json.dumps({"stop": stop, "cores": cores}))
 
     def stop(self, job: int, now: bool = False) -> None:
         for process in self._processes:

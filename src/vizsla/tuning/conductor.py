@@ -243,7 +243,9 @@ class Conductor:
         convex = {**self.base, **running.params}.get("solver") == "lbfgs"
         may_prune = not convex and len(self.objectives) == 1
         prune = may_prune and running.epoch < (running.epochs or 0) and trial.should_prune()
-        self.engine.answer(job, f"epoch {running.epoch} was worse than others'" if prune else None)
+        why = f"epoch {running.epoch} was worse than others'" if prune else None
+        # The last trials share the cores of those that are no more.
+        self.engine.answer(job, why, max(1, available_cores() // len(self._jobs)))
 
     def _close(self, event: Event, running: RunningTrial) -> None:
         """A trial's job has ended: tell Optuna how."""
