@@ -225,7 +225,8 @@ def _outcome(record: TrialRecord) -> str:
     seconds = "" if record.seconds is None else f" in {record.seconds:.1f} s"
     if record.status == "failed":
         return f"failed{seconds}: {record.reason}"
-    return f"{record.status} after {len(record.curve)} epochs{seconds}: {figures}"
+    epochs = "1 epoch" if len(record.curve) == 1 else f"{len(record.curve)} epochs"
+    return f"{record.status} after {epochs}{seconds}: {figures}"
 
 
 def _standing(state: StudyState) -> str:
