@@ -27,6 +27,7 @@ from vizsla.export.footprint import footprint_of
 from vizsla.pipeline import TrainingJob
 from vizsla.records import EpochRecord
 from vizsla.runs.folder import RunFolder
+from vizsla.settings import Recipe
 from vizsla.training.events import Observer, TrainingFacts
 from vizsla.training.stopping import StopRequest
 
@@ -44,7 +45,7 @@ def run_job(job: Job, observers: Iterable[Observer] = ()) -> RunFolder:
     folder, recipe = Path(job.folder), job.to_recipe()
     if (folder / "run.toml").is_file():
         run = RunFolder.open(folder)
-        if run.facts()["recipe"] != recipe.model_dump(exclude_none=True):
+        if Recipe(**run.facts()["recipe"]) != recipe:
             raise RunError(
                 f"{folder} holds a run of another recipe than the job's; name another folder."
             )
@@ -142,7 +143,7 @@ def _attend(job: Job, answers: TextIO, events: TextIO) -> None:
             RunFolder(Path(job.folder)).write_outcome("failed", reason)
         reporter.tell("failed", error=kind, reason=reason, seconds=reporter.seconds)
     else:
-        pruned = (run.outcome() or {}).get("status") == "pruned"
+        pruned = job.train and (run.outcome() or {}).get("status") == "pruned"
         reporter.tell("pruned" if pruned else "finished", seconds=reporter.seconds)
 
 

@@ -235,6 +235,20 @@ def test_bad_trials_are_pruned_and_can_be_taken_up_by_hand(
     assert study.run_of(pruned[0]).status() == "pruned"
 
 
+def test_a_pruned_trial_that_is_the_best_has_its_bundle(dogs: DrawnDataset, tmp_path: Path) -> None:
+    class Pruning(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            return True
+
+    base = Settings(model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=3,
+                    workers=0, batch_size=8)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vizsla.tuning.sitting.build_pruner", lambda *_: Pruning())
+        study = tune(dogs.folder, {"lr": [1e-3, 1e-2]}, recipe=base, trials=2, studies=tmp_path)
+    assert statuses(study) == ["pruned", "pruned"]
+    assert (study.bundle / "bundle.json").is_file()
+
+
 def test_a_diverging_trial_is_failed_with_its_reason(dogs: DrawnDataset, tmp_path: Path) -> None:
     base = Settings(model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=6,
                     workers=0, batch_size=8, optimizer="sgd", weight_decay=10)  # fmt: skip

@@ -73,9 +73,9 @@ def screen(
         tell(f"probing {model}")
         found.append(_probe(folder, model, base, manifest, engine, stop))
     ranking = sorted(found, key=lambda one: (one.value is None, -(one.value or 0.0)))
-    write_json(folder.screening / "screening.json", {"models": [asdict(one) for one in ranking]})
     if ranking[0].value is None:
         raise WorkError(f"None of the models could be probed; {models[0]}: {ranking[0].reason}")
+    write_json(folder.screening / "screening.json", {"models": [asdict(one) for one in ranking]})
     return ranking
 
 

@@ -5,11 +5,12 @@ One sitting is one process's work on a study. Its folder holds everything betwee
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from vizsla.data.catalogue import Catalogue
 from vizsla.data.sources import open_source
 from vizsla.data.splits import divide
 from vizsla.engines.local import LocalEngine
-from vizsla.errors import RunError, SettingError, StorageError
+from vizsla.errors import InputError, RunError, SettingError, StorageError
 from vizsla.settings import Recipe, Settings
 from vizsla.training.stopping import StopRequest, stop_requests
 from vizsla.tuning.conclusion import conclude, write_findings
@@ -56,6 +57,8 @@ def begin(
 ) -> Study:
     """A new study; see `vizsla.api.tune`. Whatever can be wrong is said before anything is made."""
     settings = StudySettings(**given)
+    if settings.warm_start is not None:  # to be found from any folder
+        settings = settings.replace(warm_start=str(Path(settings.warm_start).resolve()))
     space = read_space(search)
     objectives = settings.objectives(Settings(**base).monitor)
     fixed = _base(base, space, objectives)
@@ -124,26 +127,34 @@ class _Sitting:
             if not new:  # a changed budget is the study's from now on
                 changed = self.settings.model_dump(exclude_unset=True, exclude_none=True)
                 self.folder.write_facts({**facts, "study": changed})
-            study = self._optunas(facts, new)
-            observer.on_study(self.folder, space, state)
-            with LocalEngine(self.settings.jobs, self.folder.logs) as engine:
+            with (
+                self._storage_errors(),
+                LocalEngine(self.settings.jobs, self.folder.logs) as engine,
+            ):
+                study = self._optunas(facts, new)
+                observer.on_study(self.folder, space, state)
                 engine.warm_up()
                 space = self._screened(study, space, facts, catalogue, engine, stop, observer)
-                self._equip(study, space, facts, catalogue)
+                self._equip(study, space, facts, catalogue, observer)
                 conductor = Conductor(
                     self.folder, study, self.settings, space, facts["recipe"],
                     facts["data"]["source"], tuple(state.objectives), engine, observer, state,
                 )  # fmt: skip
-                try:
-                    conclude(conductor, conductor.conduct(stop), stop)
-                except StorageInternalError as error:  # a database that has gone away
-                    raise StorageError(
-                        f"The study's storage failed: {' '.join(str(error).split())} Go on with: "
-                        f"vizsla tune --resume {self.folder.path}"
-                    ) from error
+                conclude(conductor, conductor.conduct(stop), stop)
         result = Study(self.folder)
         observer.on_result(result, write_findings(result))
         return result
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        """What a database that has gone away raises, as a sentence."""
+        try:
+            yield
+        except StorageInternalError as error:
+            raise StorageError(
+                f"The study's storage failed: {' '.join(str(error).split())} Go on with: "
+                f"vizsla tune --resume {self.folder.path}"
+            ) from error
 
     def _state(self, facts: Mapping[str, Any]) -> StudyState:
         timeout_s, begun = self.settings.timeout_s, time.monotonic()
@@ -207,11 +218,18 @@ class _Sitting:
             )  # fmt: skip
             kept = [one.model for one in ranking if one.value is not None][: self.settings.screen]
             observer.on_screened(ranking, kept)
+            # Another machine may have been at it, and quicker.
+            kept = study.user_attrs.get(_MODELS) or kept
             study.set_user_attr(_MODELS, kept)
         return {**space, "model": Choices(tuple(one for one in models.values if one in kept))}
 
     def _equip(
-        self, study: optuna.Study, space: Space, facts: Mapping[str, Any], catalogue: Catalogue
+        self,
+        study: optuna.Study,
+        space: Space,
+        facts: Mapping[str, Any],
+        catalogue: Catalogue,
+        observer: StudyObserver,
     ) -> None:
         """Give Optuna's study its sampler and pruner, and what is known from an earlier study."""
         recipe, count = facts["recipe"], len(facts["objectives"])
@@ -225,7 +243,12 @@ class _Sitting:
         study.pruner = build_pruner(self.settings, count, _most_epochs(space, recipe))
         if not trials:
             objectives = tuple(facts["objectives"])
-            study.add_trials(known_trials(self.settings, space, recipe, objectives, catalogue))
+            try:
+                known = known_trials(self.settings, space, recipe, objectives, catalogue)
+            except InputError as error:  # it fitted before the screening, or has gone since
+                observer.on_note(f"begins without what was known: {error}")
+            else:
+                study.add_trials(known)
 
 
 def _agree(study: optuna.Study, facts: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ def open_storage(folder: StudyFolder, url: str | None) -> tuple[BaseStorage, str
     """The storage of a study and the study's name in it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it tells of trials, we tell
     if url is not None:
-        return open_database(url), folder.facts()["name_in_storage"]
+        return open_database(url), folder.facts().get("name_in_storage", folder.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return JournalStorage(JournalFileBackend(str(folder.journal))), JOURNAL_NAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 import optuna
@@ -25,7 +26,9 @@ def take_up(
             trial = Trial(study, left._trial_id)
             trial.set_user_attr(OWNER, owner)
             if not _tell_of_its_end(study, trial, left, folder.trial(left.number), objectives):
-                left_over.append(left)
+                left_over += [
+                    one for one in study.get_trials(deepcopy=False) if one.number == left.number
+                ]
     return left_over
 
 
@@ -69,6 +72,13 @@ def _tell_of_its_end(
         spent = sum(one.train_seconds + one.valid_seconds for one in run.epochs())
         trial.set_user_attr(SECONDS, spent)
     outcome = (run.outcome() or {}).get("status")
+    if (
+        run.is_finished
+        and outcome != "trained"
+        and len(run.epochs()) < run.facts()["recipe"]["epochs"]
+    ):
+        # The bundle of a trial that time had stopped, which a kill kept from being moved.
+        shutil.rmtree(run.bundle, ignore_errors=True)
     trained = run.is_finished or outcome == "trained"
     if trained and asks_for_costs(objectives) and run.footprint() is None:
         return False
