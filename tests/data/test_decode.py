@@ -326,7 +326,7 @@ def test_a_folder_called_like_a_picture(tmp_path: Path) -> None:
 # -- Anything at all ---------------------------------------------------------------------------
 
 
-def only_pictures_or_errors(content: bytes, repair: bool) -> None:
+def assert_only_pictures_or_errors(content: bytes, repair: bool) -> None:
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         image = decode(content, at_least_px=32, repair=repair)
@@ -353,7 +353,7 @@ MAGIC = [
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(MAGIC), st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_a_picture_or_an_error(magic: bytes, rest: bytes, repair: bool) -> None:
-    only_pictures_or_errors(magic + rest, repair)
+    assert_only_pictures_or_errors(magic + rest, repair)
 
 
 @cache
@@ -380,4 +380,4 @@ def test_a_spoilt_picture_is_a_picture_or_an_error(
     for place, value in changes:
         content[place % len(content)] = value
     # Half of all are left whole, so that the changes matter.
-    only_pictures_or_errors(bytes(content[: int(min(1.0, 2 * cut) * len(content))]), repair)
+    assert_only_pictures_or_errors(bytes(content[: int(min(1.0, 2 * cut) * len(content))]), repair)
