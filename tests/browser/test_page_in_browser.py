@@ -128,9 +128,11 @@ def test_figures_follow_the_colour_scheme(report: Path, open_page: Any) -> None:
     text = ".figure .xtick text"
     assert _brightness(page, "html", "backgroundColor") < 60
     assert _brightness(page, text, "fill") > 180
+    at_night = page.evaluate(f"getComputedStyle(document.querySelector('{text}')).fill")
     page.emulate_media(color_scheme="light")
-    page.wait_for_function(
-        "getComputedStyle(document.querySelector('.figure .xtick text')).fill < 'rgb(9'"
+    page.wait_for_function(  # the figures are drawn anew, which takes a while
+        f"before => getComputedStyle(document.querySelector('{text}')).fill != before",
+        arg=at_night,
     )
     assert _brightness(page, text, "fill") < 80
     assert _brightness(page, "html", "backgroundColor") > 240
