@@ -21,6 +21,7 @@ LEVELS: dict[str, float] = {
             "errors",
             "records",
             "findings",
+            "figures",
             "settings",
             "extras",
             "metrics",
@@ -37,6 +38,7 @@ LEVELS: dict[str, float] = {
         ["tuning", "debugging", "profiling", "assessing", "export", "serving", "reports"], 4
     ),
     "pipeline": 5,
+    "run": 5.3,
     "worker": 5.2,
     "api": 5.5,
     "cli": 6,

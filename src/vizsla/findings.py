@@ -6,12 +6,16 @@ function of recorded facts. What follows from a finding (stop, tell, save) is de
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 Severity = Literal["info", "warning", "error"]
-_ORDER: dict[str, int] = {"error": 0, "warning": 1, "info": 2}
+# From worst to mildest.
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+# When, not where: what is found again later in a training is the same.
+_MOMENT = re.compile(r"\b(step|epoch) \d+\b")
 
 Facts = TypeVar("Facts", contravariant=True)
 
@@ -52,5 +56,17 @@ class Rule(Protocol[Facts]):
 
 def judge_all(rules: Iterable[Rule[Facts]], facts: Facts) -> list[Finding]:
     """Every finding of every rule, worst first, else in the order of the rules."""
-    findings = [finding for rule in rules for finding in rule.judge(facts)]
-    return sorted(findings, key=lambda finding: _ORDER[finding.severity])
+    return worst_first(finding for rule in rules for finding in rule.judge(facts))
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings by severity; among equals in the order in which they come."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def identity_of(finding: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What makes a finding, as `findings.jsonl` has it, the same as an earlier one: rule, severity
+    and cause. Where a rule tells no causes apart, layers do, and without those the place."""
+    evidence = finding.get("evidence") or {}
+    apart = evidence.get("cause") or evidence.get("layer")
+    return finding["rule"], finding["severity"], str(apart or _MOMENT.sub("", finding["where"]))

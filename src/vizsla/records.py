@@ -107,8 +107,18 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A line that stands out, and words below it. Its `tone` (error, warning, info) is shown as a
+    word and as a colour."""
+
+    tone: str
+    head: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of a report: a heading, words, and a table or a picture.
+    """A part of a report: a heading, words, and notes, a table or a picture.
 
     `figure` is a Plotly figure as JSON text. Cells of `rows` are shown as they are, numbers to the
     right; a row whose number is in `quiet_rows` is greyed.
@@ -120,3 +130,4 @@ class Section:
     rows: tuple[tuple[str, ...], ...] = ()
     quiet_rows: frozenset[int] = frozenset()
     figure: str | None = None
+    notes: tuple[Note, ...] = ()

@@ -25,8 +25,9 @@ class Job:
 
     Without `bundle` the job ends with the training: the weights of its best epoch stay in its
     checkpoints. Without `train` it makes the bundle of a run as far as that has come. `footprint`
-    is a folder in which size and speed of the network are noted, None where nobody asks. The job
-    uses `cores` cores, and `cores_before` of them until its first step; None takes all.
+    is a folder in which size and speed of the network are noted, None where nobody asks, and
+    `debug` the settings of a debugger that may end the training at an epoch. The job uses `cores`
+    cores, and `cores_before` of them until its first step; None takes all.
     """
 
     data: str
@@ -36,6 +37,7 @@ class Job:
     train: bool = True
     bundle: bool = True
     footprint: str | None = None
+    debug: Mapping[str, Any] | None = None
     cores: int | None = None
     cores_before: int | None = None
 
@@ -74,8 +76,8 @@ class Job:
 
 
 def _fits(name: str, value: Any) -> bool:
-    if name == "recipe":
-        return isinstance(value, dict)
+    if name in ("recipe", "debug"):
+        return isinstance(value, dict) or (name == "debug" and value is None)
     if name in ("train", "bundle"):
         return isinstance(value, bool)
     if name in ("cores", "cores_before"):
@@ -93,7 +95,7 @@ class Event:
     epoch      an `EpochRecord` as `record`; the job waits until it is answered
     note       a `text`
     finished   it is done: `seconds`
-    pruned     an answer ended it
+    pruned     an answer ended it, or its debugger: `reason`
     stopped    it was asked to stop, and can go on later
     failed     `error` (a class of `vizsla.errors`, or any other), `reason`
     crashed    its process is gone: `reason`

@@ -34,9 +34,14 @@ def compare_runs(runs: list[RunFolder]) -> Comparison:
         names=tuple(run.name for run in runs),
         settings={key: row for key, row in rows.items() if len(set(row)) > 1},
         figures=_figures(runs),
-        same_data=len({(fact["data"]["fingerprint"], fact["data"]["division"]) for fact in facts})
-        == 1,
+        same_data=len({_data(fact) for fact in facts}) == 1,
     )
+
+
+def _data(facts: dict[str, Any]) -> tuple[str | None, str | None]:
+    """What the run saw; nothing is known of a loop that was only watched."""
+    data = facts.get("data", {})
+    return data.get("fingerprint"), data.get("division")
 
 
 def _figures(runs: list[RunFolder]) -> dict[str, tuple[float | None, ...]]:

@@ -18,8 +18,9 @@ from vizsla.errors import StorageError
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file through `write`, then put it in place of the old one in one step.
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], durable: bool = True) -> None:
+    """Write a file through `write`, then put it in place of the old one in one step. Unless
+    `durable`, it may be lost where the machine itself fails within seconds.
 
     Raises `StorageError` where that fails; the old file then stands untouched.
     """
@@ -28,8 +29,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         try:
             with scratch.open("wb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
@@ -49,7 +51,9 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
 
 def append_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Append JSON lines in one write. Raises `StorageError` on a full disk."""
-    text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+    text = "".join(
+        json.dumps(record, separators=(",", ":"), default=_plain) + "\n" for record in records
+    )
     try:
         with path.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
@@ -74,6 +78,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue  # cut off by a kill, or still being written
             if isinstance(record, dict):
                 yield record
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

@@ -7,7 +7,10 @@
     trunk.json             what the frozen layers were computed with, and how often
     findings.jsonl         what rules noticed
     footprint.json         size and speed of the network, where a study asked
-    outcome.json           how a trial ended that makes no bundle: trained, pruned or failed
+    outcome.json           how a training ended without a bundle: trained, pruned, failed, or
+                           stopped by rule
+    debug.json             how the debugger was set
+    tensors.jsonl          what the debugger captured, with tensors/
     corrupt_pictures.csv   pictures that were skipped or repaired, and why
     checkpoints/           last.pt and best.pt
     evaluation-valid.json, evaluation-test.json, predictions-valid.csv, predictions-test.csv
@@ -35,7 +38,7 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from vizsla.errors import RunError, StorageError
-from vizsla.findings import Finding
+from vizsla.findings import Finding, identity_of
 from vizsla.records import EpochRecord, PictureProblem, SplitMetrics
 from vizsla.runs.files import append_lines, read_lines, storage_error, write_json, write_text
 
@@ -45,6 +48,10 @@ else:
     import tomli as tomllib
 
 FORMAT_VERSION = 1
+# The status of a run that a finding of the debugger stopped; it can be taken up again.
+STOPPED_BY_RULE = "stopped by rule"
+# The `kind` in `run.toml` of a run whose loop is not vizsla's: it was only watched.
+WATCHED = "watched"
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,10 @@ class RunFolder:
     @property
     def bundle(self) -> Path:
         return self.path / "bundle"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def catalogue(self) -> Path:
@@ -156,9 +167,9 @@ class RunFolder:
             append_lines(self.path / "findings.jsonl", lines)
 
     def findings(self) -> list[dict[str, Any]]:
-        """The findings so far, each once."""
+        """The findings so far, each once, as it was last."""
         lines = read_lines(self.path / "findings.jsonl")
-        return list({(line["rule"], line["where"]): line for line in lines}.values())
+        return list({identity_of(line): line for line in lines}.values())
 
     def write_trunk(self, facts: Mapping[str, Any]) -> None:
         """Write what became of the outputs of the frozen layers."""
@@ -167,6 +178,10 @@ class RunFolder:
     def trunk(self) -> dict[str, Any] | None:
         """What became of the outputs of the frozen layers; None where they were not kept."""
         return self._read_json("trunk.json")
+
+    def debug_settings(self) -> dict[str, Any] | None:
+        """How the debugger was set; None where there was none."""
+        return self._read_json("debug.json")
 
     def write_problems(self, problems: Iterable[PictureProblem]) -> None:
         """Write the list of pictures that were skipped or repaired."""
@@ -195,11 +210,13 @@ class RunFolder:
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
         try:
-            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}.") from None
+        if not isinstance(facts, dict):
+            raise RunError(f"{path} is damaged: it holds no JSON object.")
         return facts
 
     def write_footprint(self, figures: Mapping[str, float]) -> None:
@@ -211,7 +228,8 @@ class RunFolder:
         return self._read_json("footprint.json")
 
     def write_outcome(self, status: str, reason: str | None = None) -> None:
-        """Write how a training ended that makes no bundle: `trained`, `pruned` or `failed`."""
+        """Write how a training ended without a bundle: `trained`, `pruned`, `failed`, or
+        `STOPPED_BY_RULE`."""
         write_json(self.path / "outcome.json", {"status": status, "reason": reason})
 
     def outcome(self) -> dict[str, Any] | None:

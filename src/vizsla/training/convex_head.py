@@ -22,7 +22,7 @@ from vizsla.records import EpochRecord, SplitMetrics
 from vizsla.training.evaluation import DeviceSums
 from vizsla.training.loop import weights_of
 from vizsla.training.setup import Setup
-from vizsla.training.stopping import stop_requests
+from vizsla.training.stopping import Ended, stop_requests
 
 # Of standardised features and mean loss; half a decade apart.
 DECAYS = tuple(10 ** (-exponent / 2) for exponent in range(1, 13))
@@ -40,7 +40,7 @@ class _Split:
     labels: torch.Tensor
 
 
-def fit_head(setup: Setup) -> str | None:
+def fit_head(setup: Setup) -> Ended | None:
     """Fit the head of `setup`, whose features are kept, and save the best as a training would; why
     an observer ended it, or None.
 
@@ -53,7 +53,7 @@ def fit_head(setup: Setup) -> str | None:
     least, worse = math.inf, 0
     try:
         with stop_requests() as stop:
-            setup.observers.on_start(setup.facts(first_epoch=0), stop=stop)
+            setup.observers.on_start(setup.facts(first_epoch=0), stop=stop, parts=setup.parts(0))
             for number, (decay, iterations) in enumerate(_path(setup, head, train), start=1):
                 fitted = time.perf_counter()
                 figures = [_judge(setup, head, split) for split in (train, valid)]
@@ -81,7 +81,8 @@ def fit_head(setup: Setup) -> str | None:
                 if worse >= _PATIENCE or stop.reason is not None:
                     break
                 started = time.perf_counter()
-            return stop.reason
+            # The fit has no step to go on from, so that what it has come to is its end.
+            return Ended(stop.reason, at_once=False) if stop.reason is not None else None
     finally:
         setup.observers.on_end()
 

@@ -88,9 +88,11 @@ def evaluate(
     accelerator: Accelerator,
     *,
     exact: bool = False,
+    tell: Callable[[torch.Tensor, torch.Tensor], object] | None = None,
 ) -> SplitEvaluation:
     """Metrics of `network` in eval mode over `batches`, in the accelerator's precision and summed
-    over its processes; if `exact`, in float32, of this process alone, and with the answers."""
+    over its processes; if `exact`, in float32, of this process alone, and with the answers. `tell`
+    is called with the logits and labels of each batch."""
     network.eval()
     sums = DeviceSums(class_count, accelerator.device)
     result = SplitEvaluation(sums=MetricSums(class_count), problems=[])
@@ -106,6 +108,8 @@ def evaluate(
             with accelerator.autocast():
                 logits = network(made).float()
         sums.add(nn.functional.cross_entropy(logits, labels), logits, labels)
+        if tell is not None:
+            tell(logits, labels)
         if exact:
             result.rows += batch.rows.tolist()
             result.probabilities.append(logits.softmax(dim=1).cpu().numpy())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from vizsla.findings import Finding
 from vizsla.observing import TellAll
@@ -51,6 +52,19 @@ class StepFacts:
     wait_seconds: float
 
 
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a training computes with, to look at and not to touch: the bare `network`, what is
+    `computed` of it in training (the whole or a tail), the loss, and the optimiser, where there is
+    one. `step` updates are done."""
+
+    network: nn.Module
+    computed: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    step: int = 0
+
+
 class Observer:
     """Base of everything that listens; each hook does nothing unless overridden.
 
@@ -61,12 +75,17 @@ class Observer:
     def on_run(self, run: RunFolder, **more: Any) -> None:
         """The run folder is there, with its facts and its catalogue; nothing is trained yet."""
 
-    def on_start(self, facts: TrainingFacts, stop: StopRequest, **more: Any) -> None:
+    def on_start(
+        self, facts: TrainingFacts, stop: StopRequest, *, parts: TrainingParts, **more: Any
+    ) -> None:
         """Before the first step, also of a resumed run; what can be kept has been made. Whoever
-        keeps `stop` may ask it, until `on_end`, to make an epoch the last."""
+        keeps `stop` may ask it, until `on_end`, to make an epoch the last, or a step."""
 
     def on_note(self, note: str, **more: Any) -> None:
         """Something that was decided while the training was made ready, in a sentence."""
+
+    def on_finding(self, finding: Finding, **more: Any) -> None:
+        """A judge of the training, another observer, has found something while it goes on."""
 
     def on_trunk_progress(self, passes: int, of: int, found: int, **more: Any) -> None:
         """So many of the trunk's passes are done, before the first step; `found` were kept
@@ -83,6 +102,10 @@ class Observer:
 
     def on_step(self, facts: StepFacts, **more: Any) -> None:
         """After an update."""
+
+    def on_judged(self, logits: torch.Tensor, labels: torch.Tensor, **more: Any) -> None:
+        """After each batch of a validation: logits (pictures, classes) and labels (pictures,), on
+        the device."""
 
     def on_problems(self, problems: list[PictureProblem], **more: Any) -> None:
         """Pictures that did not decode, or only in part; each is told of once."""

@@ -27,7 +27,7 @@ from vizsla.training.evaluation import DeviceSums, evaluate
 from vizsla.training.events import StepFacts
 from vizsla.training.optim import learning_rate
 from vizsla.training.setup import Setup
-from vizsla.training.stopping import StopRequest, stop_requests
+from vizsla.training.stopping import Ended, StopRequest, stop_requests
 
 # An epoch's end is saved if as many times what saving takes has gone by since the last time.
 _SAVING_SHARE = 9
@@ -42,9 +42,9 @@ class Trainer:
         self._sums = self._fresh_sums()
         self._saved_at, self._save_seconds, self._unsaved = -math.inf, 0.0, False
 
-    def fit(self) -> str | None:
+    def fit(self) -> Ended | None:
         """Train until the last epoch, early stopping, an observer's request, or a signal; why an
-        observer asked, or None.
+        observer ended it, or None.
 
         Raises `Interrupted` after a signal, with everything saved; `DataError` where no picture
         of a split decodes; `StorageError` where a checkpoint cannot be written.
@@ -52,18 +52,25 @@ class Trainer:
         self._resume()
         try:
             with stop_requests() as stop:
-                self._s.observers.on_start(self._s.facts(self._progress.epoch), stop=stop)
-                while not self._finished() and stop.reason is None:
-                    self._train_epoch(stop)
-                    self._close_epoch()
+                self._s.observers.on_start(
+                    self._s.facts(self._progress.epoch),
+                    stop=stop,
+                    parts=self._s.parts(self._progress.step),
+                )
+                while not self._finished() and stop.ended is None:
+                    if self._train_epoch(stop):
+                        self._close_epoch()
                     self._leave_if_asked(stop)
-                if self._unsaved and stop.reason is None:
+                if self._finished():  # whoever asked to stop came too late
+                    stop.ended = None
+                if self._unsaved and (stop.ended is None or stop.at_once):
                     self._save()
-                return stop.reason
+                return stop.ended
         finally:
             self._s.observers.on_end()
 
-    def _train_epoch(self, stop: StopRequest) -> None:
+    def _train_epoch(self, stop: StopRequest) -> bool:
+        """Whether the epoch's steps are all done, and nobody asked to leave after one of them."""
         setup, progress = self._s, self._progress
         setup.train_batches.epoch, setup.train_batches.first_batch = progress.epoch, progress.batch
         set_training_mode(setup.trained)
@@ -73,14 +80,21 @@ class Trainer:
             self._step(group, started, wait_seconds)
             progress.epoch_seconds += time.perf_counter() - started
             started = time.perf_counter()
-            if stop.signal_number is not None or (every and progress.step % every == 0):
+            self._unsaved = True
+            leaving = stop.at_once
+            now = leaving or stop.signal_number is not None
+            if now or stop.checkpoint or (every and progress.step % every == 0):
+                stop.checkpoint = False
                 self._save()
                 self._leave_if_asked(stop)
+            if leaving:
+                return False
         if progress.batch == 0 or int(self._sums.state()["confusion"].sum()) == 0:
             raise DataError(
                 "None of the training pictures could be decoded; corrupt_pictures.csv in the run "
                 "says why for each."
             )
+        return True
 
     def _step(self, group: list[Batch], started: float, wait_seconds: float) -> None:
         """One update from the pictures of `group`, a list of one batch or as many as accumulate."""
@@ -189,6 +203,7 @@ class Trainer:
             setup.inputs,
             len(setup.catalogue.classes),
             setup.accelerator,
+            tell=setup.observers.on_judged,
         )
         setup.tell_problems(evaluation.problems)
         metrics = evaluation.sums.summary()

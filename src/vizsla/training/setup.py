@@ -29,7 +29,7 @@ from vizsla.records import PictureProblem
 from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
 from vizsla.training.evaluation import SplitEvaluation, evaluate
-from vizsla.training.events import Observers, TrainingFacts
+from vizsla.training.events import Observers, TrainingFacts, TrainingParts
 from vizsla.training.feed import Feed, FeedMaker, why_not_kept
 from vizsla.training.frozen_features import FeatureBatches, FrozenFeatures
 from vizsla.training.mixing import BatchMixer, build_loss
@@ -125,6 +125,10 @@ class Setup:
             solver=self.recipe.solver,
             note=self.note,
         )
+
+    def parts(self, step: int) -> TrainingParts:
+        optimizer = self.optimizer if self.recipe.solver == "gradient" else None
+        return TrainingParts(self.network, self.trained, self.loss, optimizer, step)
 
 
 def prepare(

@@ -1,5 +1,5 @@
 """Stopping in time: a signal asks and the loop finishes its step, saves and leaves; an observer
-asks and the epoch in progress is the last."""
+asks and the epoch in progress is the last, or the step."""
 
 from __future__ import annotations
 
@@ -13,20 +13,40 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Why an observer ended a training, and whether in the midst of it."""
+
+    reason: str
+    at_once: bool
+
+
 @dataclass
 class StopRequest:
     """Who asked to stop, if anyone: a signal by its number, an observer by its reason.
 
-    After a signal training can be taken up again; after an observer's request it is over, as
-    after early stopping.
+    After a signal training can be taken up again, and after an observer's request to stop at once;
+    else it is over after that, as after early stopping. `checkpoint` asks for one after this step.
+    Another thread may ask.
     """
 
     signal_number: int | None = None
-    reason: str | None = None
+    ended: Ended | None = None  # one value, since another thread may ask while the loop looks
+    checkpoint: bool = False
 
-    def ask(self, reason: str) -> None:
-        """Let the epoch in progress be the last."""
-        self.reason = reason
+    def ask(self, reason: str, at_once: bool = False) -> None:
+        """Let the epoch in progress be the last; `at_once`, the step, with a checkpoint."""
+        if self.ended is None:
+            self.ended = Ended(reason, at_once)
+
+    @property
+    def reason(self) -> str | None:
+        """Why an observer asked, if one did."""
+        return self.ended.reason if self.ended is not None else None
+
+    @property
+    def at_once(self) -> bool:
+        return self.ended is not None and self.ended.at_once
 
 
 @contextmanager

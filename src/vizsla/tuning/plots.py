@@ -10,13 +10,13 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
+from vizsla.figures import ACCENT, MUTED, dressed
 from vizsla.tuning.settings import OBJECTIVES
 from vizsla.tuning.trials import KNOWN, TrialRecord
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-ACCENT, MUTED = "#b3541e", "#9aa5b1"
 _STATUS_COLOURS = {"finished": ACCENT, "pruned": MUTED, "stopped": "#5b7f95", "running": "#5b7f95"}
 _TITLES = {
     "accuracy": "validation accuracy",
@@ -35,7 +35,7 @@ def title_of(objective: str) -> str:
 
 def history(study: optuna.Study, objective: str) -> go.Figure:
     own = _own(study)
-    return _dressed(
+    return dressed(
         _visualization().plot_optimization_history(
             own, target=_first(study), target_name=title_of(objective)
         )
@@ -44,7 +44,7 @@ def history(study: optuna.Study, objective: str) -> go.Figure:
 
 def parallel(study: optuna.Study, objective: str) -> go.Figure:
     own = _own(study)
-    return _dressed(
+    return dressed(
         _visualization().plot_parallel_coordinate(
             own, target=_first(study), target_name=title_of(objective)
         )
@@ -53,7 +53,7 @@ def parallel(study: optuna.Study, objective: str) -> go.Figure:
 
 def slices(study: optuna.Study, objective: str) -> go.Figure:
     own = _own(study)
-    return _dressed(
+    return dressed(
         _visualization().plot_slice(own, target=_first(study), target_name=title_of(objective))
     )
 
@@ -64,7 +64,7 @@ def contour(
     """Over two settings; without names the two that decided most, or the first two."""
     own = _own(study)
     names = list(settings) if settings is not None else _leading_pair(study, objective)
-    return _dressed(
+    return dressed(
         _visualization().plot_contour(
             own, params=names, target=_first(study), target_name=title_of(objective)
         )
@@ -102,7 +102,7 @@ def importance_bars(found: dict[str, float], objective: str) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_layout(xaxis_title=f"share in deciding the {title_of(objective)}")
-    return _dressed(figure)
+    return dressed(figure)
 
 
 def curves(records: Sequence[TrialRecord], objective: str) -> go.Figure:
@@ -118,7 +118,7 @@ def curves(records: Sequence[TrialRecord], objective: str) -> go.Figure:
                 opacity=1.0 if record.status == "finished" else 0.55,
             )  # fmt: skip
     figure.update_layout(xaxis_title="epoch", yaxis_title=title_of(objective))
-    return _dressed(figure)
+    return dressed(figure)
 
 
 def top_bars(records: Sequence[TrialRecord], objective: str) -> go.Figure:
@@ -141,7 +141,7 @@ def top_bars(records: Sequence[TrialRecord], objective: str) -> go.Figure:
         low = max(0.0, min(values) - max(span, 0.02 * abs(max(values))))
         figure.update_yaxes(range=[low, max(values) + 0.3 * max(span, 0.02 * abs(max(values)))])
     figure.update_layout(yaxis_title=title_of(objective))
-    return _dressed(figure)
+    return dressed(figure)
 
 
 def front(
@@ -161,7 +161,7 @@ def front(
             hovertext=[_described(record) for record in chosen],
         )  # fmt: skip
     figure.update_layout(xaxis_title=title_of(two), yaxis_title=title_of(one))
-    return _dressed(figure)
+    return dressed(figure)
 
 
 def _described(record: TrialRecord) -> str:
@@ -217,17 +217,6 @@ def _leading_pair(study: optuna.Study, objective: str) -> list[str]:
     for trial in study.get_trials(deepcopy=False):
         names += [name for name in trial.params if name not in names]
     return names[:2]
-
-
-def _dressed(figure: go.Figure) -> go.Figure:
-    """The house's looks: quiet ground, no title (the page has one), room for labels."""
-    figure.update_layout(
-        template="plotly_white",
-        title=None,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        font={"family": "system-ui, sans-serif", "size": 13},
-    )
-    return figure
 
 
 def _visualization() -> Any:
