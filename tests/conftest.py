@@ -65,6 +65,14 @@ def finished_run(dogs: DrawnDataset, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def debugged_run(dogs: DrawnDataset, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same with the debugger. Do not change it."""
+    from vizsla import train
+
+    return train(dogs.folder, TINY, runs=tmp_path_factory.mktemp("debugged"), debug=True)
+
+
+@pytest.fixture(scope="session")
 def head() -> Settings:
     return HEAD
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vizsla
+import vizsla.debugging
 from vizsla.data.synthetic import DrawnDataset
 from vizsla.runs.folder import RunFolder
 
@@ -17,11 +18,13 @@ PUBLIC = [
     "Prediction",
     "Predictor",
     "Recipe",
+    "Run",
     "RunFolder",
     "Settings",
     "Study",
     "VizslaError",
     "__version__",
+    "debug",
     "evaluate",
     "load_bundle",
     "open_run",
@@ -52,6 +55,14 @@ def test_who_leads_a_study_needs_no_torch() -> None:
     code += "import json; print(json.dumps(sorted(sys.modules)))"
     loaded = {name.split(".")[0] for name in json.loads(_python(code))}
     assert not loaded & {"torch", "torchvision", "timm", "accelerate", "pandas", "plotly"}
+
+
+def test_debugger_is_imported_when_it_is_used() -> None:
+    code = "import sys, vizsla.debugging, json; print(json.dumps(sorted(sys.modules)))"
+    assert "torch" not in json.loads(_python(code))
+    assert vizsla.debugging.__all__ == sorted(vizsla.debugging.__all__)
+    for name in vizsla.debugging.__all__:
+        assert getattr(vizsla.debugging, name) is not None
 
 
 def test_public_names_are_pinned_and_sorted() -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vizsla.version import __version__
 
 if TYPE_CHECKING:
-    from vizsla.api import evaluate, open_run, open_study, predict, report, train, tune
+    from vizsla.api import debug, evaluate, open_run, open_study, predict, report, train, tune
     from vizsla.bundle.predictor import Predictor, load_bundle
     from vizsla.errors import VizslaError
     from vizsla.records import Prediction
+    from vizsla.run import Run
     from vizsla.runs.folder import RunFolder
     from vizsla.settings import Recipe, Settings
     from vizsla.tuning.study import Study
@@ -23,10 +24,12 @@ _HOMES = {
     "Prediction": "vizsla.records",
     "Predictor": "vizsla.bundle.predictor",
     "Recipe": "vizsla.settings",
+    "Run": "vizsla.run",
     "RunFolder": "vizsla.runs.folder",
     "Settings": "vizsla.settings",
     "Study": "vizsla.tuning.study",
     "VizslaError": "vizsla.errors",
+    "debug": "vizsla.api",
     "evaluate": "vizsla.api",
     "load_bundle": "vizsla.bundle.predictor",
     "open_run": "vizsla.api",
@@ -41,11 +44,13 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Recipe",
+    "Run",
     "RunFolder",
     "Settings",
     "Study",
     "VizslaError",
     "__version__",
+    "debug",
     "evaluate",
     "load_bundle",
     "open_run",

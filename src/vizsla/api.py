@@ -16,10 +16,14 @@ from vizsla.assessing.bundle import BundleEvaluation, evaluate_bundle
 from vizsla.bundle.predictor import Picture, Predictor, load_bundle
 from vizsla.errors import SettingError
 from vizsla.records import Prediction
+from vizsla.run import Run
 from vizsla.runs.folder import RunFolder
 from vizsla.settings import Recipe, Settings
 
 if TYPE_CHECKING:
+    from vizsla.debugging.rules.choosing import RuleLike
+    from vizsla.debugging.settings import DebugSettings
+    from vizsla.findings import Finding
     from vizsla.training.events import Observer
     from vizsla.tuning.events import StudyObserver
     from vizsla.tuning.study import Study
@@ -33,30 +37,38 @@ def train(
     *,
     resume: AnyPath | None = None,
     runs: AnyPath = "runs",
+    debug: DebugSettings | bool = False,
     observers: Iterable[Observer] = (),
-) -> RunFolder:
+) -> Run:
     """Train on `data` (a folder, an archive or a manifest) by `recipe`, in a new folder in `runs`.
 
     With `resume`, an earlier run's folder, go on from its last checkpoint instead. Returns the
-    finished run: its `bundle` answers, its `epochs()` and `evaluation("test")` tell how well.
+    finished run: its `bundle` answers, its `epochs()` and `evaluation("test")` tell how well. With
+    `debug` tensors are captured and judged while it trains, and the run's `tensors` read them; a
+    run that a finding stopped comes back with the status `stopped by rule` and no bundle.
 
     Raises `InputError` for whatever the caller can cure, and `Interrupted` after a signal, with
     everything saved.
 
     >>> run = train("dogImages.zip", Recipe(model="resnet18", epochs=5))  # doctest: +SKIP
     """
+    from vizsla.debugging.observer import debugging_observers
     from vizsla.pipeline import TrainingJob
 
     if resume is not None:
-        if data is not None or recipe is not None:
+        if data is not None or recipe is not None or debug:
             raise SettingError(
-                "A resumed run goes on with its own data and recipe; give resume alone, or train "
-                "anew without it."
+                "A resumed run goes on with its own data, recipe and debugger; give resume alone, "
+                "or train anew without it."
             )
-        return TrainingJob.resumed(RunFolder.open(Path(resume)), observers).complete()
+        run = RunFolder.open(Path(resume))
+        everyone = debugging_observers(run, observers)
+        return Run(TrainingJob.resumed(run, everyone).complete().path)
     if data is None:
         raise SettingError("Nothing to train on: give a folder, an archive or a manifest.")
-    return TrainingJob.started(data, recipe or Recipe(), Path(runs), observers).complete()
+    everyone = debugging_observers(debug, observers)
+    job = TrainingJob.started(data, recipe or Recipe(), Path(runs), everyone)
+    return Run(job.complete().path)
 
 
 def evaluate(model: AnyPath, data: AnyPath, *, split: str | None = None) -> BundleEvaluation:
@@ -73,9 +85,19 @@ def predict(model: AnyPath, pictures: Sequence[Picture], *, top_k: int = 5) -> l
     return load_bundle(model).predict(list(pictures), top_k)
 
 
-def open_run(path: AnyPath) -> RunFolder:
+def open_run(path: AnyPath) -> Run:
     """The run in a folder, finished or not."""
-    return RunFolder.open(Path(path))
+    return Run(RunFolder.open(Path(path)).path)
+
+
+def debug(path: AnyPath, rules: str | Sequence[RuleLike] | None = None) -> list[Finding]:
+    """Judge what a run recorded, worst finding first, by `rules` or those that it was trained with.
+
+    Raises `RunError` where nothing was captured, `SettingError` for an unknown rule or setting.
+    """
+    from vizsla.debugging.judging import judge_run
+
+    return judge_run(RunFolder.open(Path(path)), rules)
 
 
 def tune(
@@ -93,7 +115,8 @@ def tune(
     `space` maps names of settings to values: `{"lr": "1e-5..1e-2:log", "batch_size": [16, 32]}`;
     `recipe` (or `Settings`, which may contradict one another until the searched ones join them)
     gives what is not searched; `settings` are those of `StudySettings`, such as
-    `trials=20`, `timeout="30m"`, `jobs=2`, `objective="accuracy,latency_ms"`. With `resume`, an
+    `trials=20`, `timeout="30m"`, `jobs=2`, `objective="accuracy,latency_ms"`,
+    `prune_on="loss_not_decreasing"`. With `resume`, an
     earlier study's folder, go on with that; `trials`, `timeout`, `study_patience` and `jobs` may be
     given anew. Trainings run in processes of their own.
 
@@ -103,8 +126,10 @@ def tune(
     >>> study = tune("dogImages.zip", {"lr": "1e-5..1e-2:log"}, trials=10)  # doctest: +SKIP
     >>> study.best.params, study.bundle  # doctest: +SKIP
     """
+    from vizsla.debugging.rules.choosing import choose_rules
     from vizsla.tuning.sitting import begin, take_up
 
+    choose_rules(settings.get("prune_on") or "none")  # refuses early what trials would refuse
     if resume is not None:
         if data is not None or space is not None or recipe is not None:
             raise SettingError(
@@ -126,8 +151,23 @@ def open_study(path: AnyPath) -> Study:
 
 
 def report(path: AnyPath) -> Path:
-    """Write the report of the study in a folder: one HTML file that needs nothing else."""
+    """Write the report of the study or run in a folder: one HTML file that needs nothing else. Of
+    a run it shows what the debugger captured."""
     from vizsla.reports.page import write_page
+
+    if (Path(path) / "run.toml").is_file():
+        from vizsla.debugging.report import lead_of as lead_of_run
+        from vizsla.debugging.report import sections_of as sections_of_run
+
+        run = open_run(path)
+        found = debug(path)
+        write_page(
+            run.report,
+            run.name,
+            lead_of_run(run.tensors, found),
+            sections_of_run(run.tensors, found),
+        )
+        return run.report
     from vizsla.tuning.report import lead_of, sections_of
 
     study = open_study(path)
@@ -135,12 +175,29 @@ def report(path: AnyPath) -> Path:
     return study.folder.report
 
 
+def plot_tensors(path: AnyPath, page: AnyPath, regex: str | None = None) -> None:
+    """Write a page of pictures of a run's captured tensors: of those that `regex` is found in the
+    names of, or of all that is known of the training."""
+    from vizsla.debugging.report import lead_of, sections_of, sections_of_tensors
+    from vizsla.reports.page import write_page
+
+    run = open_run(path)
+    if regex is not None:
+        sections = sections_of_tensors(run.tensors, regex)
+        write_page(Path(page), run.name, f"Captured tensors like {regex}", sections)
+        return
+    found = debug(path)
+    write_page(Path(page), run.name, lead_of(run.tensors, found), sections_of(run.tensors, found))
+
+
 __all__ = [
     "Predictor",
+    "debug",
     "evaluate",
     "load_bundle",
     "open_run",
     "open_study",
+    "plot_tensors",
     "predict",
     "report",
     "train",

@@ -46,7 +46,7 @@ from vizsla.models.build import Network, build_network, check_architecture, rebu
 from vizsla.models.freezing import plan_freezing
 from vizsla.records import SPLITS
 from vizsla.runs.files import storage_error
-from vizsla.runs.folder import RunFolder
+from vizsla.runs.folder import STOPPED_BY_RULE, WATCHED, RunFolder
 from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
 from vizsla.training.convex_head import fit_head
@@ -56,6 +56,7 @@ from vizsla.training.feed import evaluation_loader
 from vizsla.training.loop import Trainer
 from vizsla.training.recording import RunRecorder
 from vizsla.training.setup import Setup, prepare, refuse_fatal, start_accelerator
+from vizsla.training.stopping import Ended
 from vizsla.version import __version__
 
 # Real pictures on which the exported network must answer as the trained one.
@@ -110,9 +111,14 @@ class TrainingJob:
         """The job of an earlier run, to go on from its last checkpoint.
 
         Raises `RunError` or `DataError` where the run, its data or its checkpoint is gone or has
-        changed.
+        changed, or where the run is of a loop that is not vizsla's.
         """
         facts = run.facts()
+        if facts.get("kind") == WATCHED:
+            raise RunError(
+                f"The run {run.path} is of a loop of your own, which vizsla only watched: go on by "
+                "running that loop, with watch(..., first_step=STEP)."
+            )
         recipe = Recipe(**facts["recipe"])
         accelerator = start_accelerator(recipe)
         catalogue = _reopened(run, facts)
@@ -139,12 +145,16 @@ class TrainingJob:
                 self.network, self.catalogue, self.recipe, checkpoints, observers,
                 self.accelerator, (self.run_folder.trunk() or {}).get("engine"),
             )  # fmt: skip
-            asked = _fit(setup) if train else None
+            ended = _fit(setup) if train else None
             setup.stop_loading()
-            if bundle and self.accelerator.is_main_process:
-                self._finish(setup)
-            elif train and self.accelerator.is_main_process:
-                self.run_folder.write_outcome("pruned" if asked else "trained", asked)
+            if self.accelerator.is_main_process:
+                if ended is not None and ended.at_once:
+                    self.run_folder.write_outcome(STOPPED_BY_RULE, ended.reason)
+                elif bundle:
+                    self._finish(setup)
+                elif train:
+                    reason = ended.reason if ended is not None else None
+                    self.run_folder.write_outcome("pruned" if ended else "trained", reason)
             self.accelerator.wait_for_everyone()
         return self.run_folder
 
@@ -240,7 +250,7 @@ class TrainingJob:
         return self.run_folder.locked() if main else contextlib.nullcontext()
 
 
-def _fit(setup: Setup) -> str | None:
+def _fit(setup: Setup) -> Ended | None:
     """Train; why an observer ended it, or None."""
     return fit_head(setup) if setup.recipe.solver == "lbfgs" else Trainer(setup).fit()
 

@@ -93,7 +93,7 @@ def test_what_is_no_study_is_told_so(
     for command in (["tune", "show"], ["report"], ["tune", "--resume"]):
         assert cli([*command, str(tmp_path)]) == 2
         assert "is not a study" in capsys.readouterr().err
-    assert cli(["report", str(finished_run.path)]) == 2
+    assert cli(["tune", "show", str(finished_run.path)]) == 2
     assert "It is a run" in capsys.readouterr().err
 
 

@@ -24,7 +24,8 @@ app = App(
 _COMMANDS = {
     "train": ("vizsla.cli.train:train", "Train a classifier on pictures and write its bundle."),
     "tune": ("vizsla.cli.tune:app", "Search for the best settings, by many trainings."),
-    "report": ("vizsla.cli.report:report", "Write a study's report, one HTML file."),
+    "debug": ("vizsla.cli.debug:debug", "Judge what a run's debugger captured, and show it."),
+    "report": ("vizsla.cli.report:report", "Write the report of a run or a study."),
     "evaluate": ("vizsla.cli.evaluate:evaluate", "Evaluate a run or a bundle on pictures."),
     "predict": ("vizsla.cli.predict:predict", "Predict the class of pictures."),
     "demo": ("vizsla.cli.demo:demo", "Train on drawn pictures, to see that all works."),

@@ -39,6 +39,7 @@ class TrainingDisplay(Observer):
             console=self._console,
         )
         self._skipped = 0
+        self._told: set[tuple[str, str]] = set()
         self._preparing = self._architecture = ""
         self._next_update = 0.0
         self._table_begun = False
@@ -64,6 +65,15 @@ class TrainingDisplay(Observer):
 
     def on_note(self, note: str, **more: Any) -> None:
         self._print(f"note      {note}")
+
+    def on_finding(self, finding: Finding, **more: Any) -> None:
+        self._told.add((finding.rule, finding.where))
+        against = "" if finding.threshold is None else f", threshold {finding.threshold:g}"
+        measured = "" if finding.measured is None else f" ({finding.measured:.4g}{against})"
+        self._print(
+            f"{finding.severity}: {finding.rule}, {finding.where}{measured}: {finding.meaning} "
+            f"{finding.advice}"
+        )
 
     def on_trunk_progress(self, passes: int, of: int, found: int, **more: Any) -> None:
         self._show_progress("trunk", "passes", passes, of, found)
@@ -172,7 +182,8 @@ class TrainingDisplay(Observer):
 
     def on_bundle(self, run: RunFolder, **more: Any) -> None:
         for finding in run.findings():
-            if finding["severity"] == "error":
+            told = (finding["rule"], finding["where"]) in self._told
+            if finding["severity"] == "error" and not told:
                 self._print(f"error: {finding['meaning']} {finding['advice']}")
         self._print(f"bundle    {run.bundle}")
         self._print(f"next      vizsla predict {run.path} PICTURE")

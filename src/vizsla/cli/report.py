@@ -1,4 +1,4 @@
-"""vizsla report: a study as one page."""
+"""vizsla report: a run or a study as one page."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import webbrowser
 from pathlib import Path
 
 
-def report(study: Path, /, *, open_: bool = False) -> None:
-    """Write the report of a study into its folder: one HTML file that needs nothing else.
+def report(folder: Path, /, *, open_: bool = False) -> None:
+    """Write the report of a run or a study into its folder: one HTML file that needs nothing else.
 
     Parameters
     ----------
-    study
-        The study's folder.
+    folder
+        The run's or the study's folder; of a run, what its debugger captured is shown.
     open_
         Open it in the browser.
     """
     from vizsla import api
 
-    path = api.report(study)
+    path = api.report(folder)
     print(f"report    {path}")
     if open_:
         webbrowser.open(path.resolve().as_uri())

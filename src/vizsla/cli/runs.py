@@ -46,8 +46,8 @@ def list_(*, runs: Path = Path("runs")) -> None:
         table.add_row(
             run.name,
             run.status(),
-            recipe["unfreeze"],
-            f"{len(epochs)}/{recipe['epochs']}",
+            recipe.get("unfreeze", "-"),
+            f"{len(epochs)}/{recipe['epochs']}" if "epochs" in recipe else "-",
             _share(best),
             _share(test),
         )

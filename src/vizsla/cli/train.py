@@ -7,7 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vizsla.errors import Interrupted, SettingError
+from vizsla.debugging.settings import DebugSettings
+from vizsla.errors import Interrupted, SettingError, WorkError
 from vizsla.settings import Recipe, Settings, read_recipe
 
 
@@ -19,6 +20,7 @@ def train(
     resume: Path | None = None,
     runs: Path = Path("runs"),
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
+    debugging: Annotated[DebugSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a classifier on pictures and write its bundle.
 
@@ -35,21 +37,31 @@ def train(
     """
     from vizsla import api
     from vizsla.cli.progress import TrainingDisplay
+    from vizsla.runs.folder import STOPPED_BY_RULE
 
     given = settings.model_dump(exclude_unset=True) if settings is not None else {}
-    if resume is not None and (recipe is not None or given):
+    debug = debugging if debugging is not None and debugging.is_on else False
+    extra = [*given, *(debugging.model_fields_set if debugging is not None else ())]
+    if resume is not None and (recipe is not None or extra):
         raise SettingError(
             "A resumed run goes on with its own settings; leave out "
-            f"{', '.join(given) or '--recipe'}, or train anew without --resume."
+            f"{', '.join(extra) or '--recipe'}, or train anew without --resume."
         )
     chosen = None
     if resume is None:
         chosen = read_recipe(recipe).replace(**given) if recipe is not None else Recipe(**given)
     with TrainingDisplay() as display:
         try:
-            done = api.train(data, chosen, resume=resume, runs=runs, observers=[display])
+            done = api.train(
+                data, chosen, resume=resume, runs=runs, debug=debug, observers=[display]
+            )
         except Interrupted as stop:
             way_on = f"Go on with: vizsla train --resume {display.run_path}"
             raise Interrupted(stop.signal_number, f"{stop} {way_on}") from None
+    if done.status() == STOPPED_BY_RULE:
+        raise WorkError(
+            f"Stopped by rule {(done.outcome() or {}).get('reason')} Everything is saved; see "
+            f"vizsla debug {done.path}, and go on with: vizsla train --resume {done.path}"
+        )
     if display.run_path is None:  # it was finished before, so there was nothing to show
         print(f"{done.path} is finished already; its bundle is {done.bundle}")

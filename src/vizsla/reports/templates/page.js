@@ -121,7 +121,10 @@
 
   draw();
   dark.addEventListener("change", draw);
-  narrow.addEventListener("change", draw);
+  narrow.addEventListener("change", () => {
+    for (const { place } of figures) Plotly.purge(place); // a colour bar that turns leaves remains
+    draw();
+  });
   addEventListener("beforeprint", onPaper(true));
   addEventListener("afterprint", onPaper(false));
 })();
