@@ -21,8 +21,10 @@ from typing import Any, TextIO
 import torch
 
 from vizsla.data.cores import available_cores, limit_cores
+from vizsla.debugging.observer import TrainingDebugger
+from vizsla.debugging.settings import DebugSettings
 from vizsla.engines.base import Job
-from vizsla.errors import Interrupted, RunError, VizslaError
+from vizsla.errors import Interrupted, RunError, VizslaError, WorkError
 from vizsla.export.footprint import footprint_of
 from vizsla.pipeline import TrainingJob
 from vizsla.records import EpochRecord
@@ -41,6 +43,9 @@ def run_job(job: Job, observers: Iterable[Observer] = ()) -> RunFolder:
 
     Raises whatever a training does, and `RunError` where the folder holds another run.
     """
+    if job.debug is not None:
+        judge = TrainingDebugger(DebugSettings(**job.debug), at_epochs=not job.bundle)
+        observers = [judge, *observers]
     use_cores(job.cores_before if job.cores_before is not None else job.cores)
     folder, recipe = Path(job.folder), job.to_recipe()
     if (folder / "run.toml").is_file():
@@ -87,6 +92,11 @@ class _Reporter(Observer):
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._begun
+
+    @property
+    def asked_to_stop(self) -> str | None:
+        """Why an observer asked to end the training, if one did."""
+        return self._stop.reason if self._stop is not None else None
 
     def tell(self, event: str, **facts: Any) -> None:
         try:
@@ -137,14 +147,22 @@ def _attend(job: Job, answers: TextIO, events: TextIO) -> None:
         reporter.tell("stopped", seconds=reporter.seconds)
     except Exception as error:  # whatever a job raises ends that job alone
         kind, reason = _named(error)
+        found = reporter.asked_to_stop
+        if found is not None and isinstance(error, WorkError):  # it diverged, as a rule had said
+            RunFolder(Path(job.folder)).write_outcome("pruned", found)
+            reporter.tell("pruned", reason=found, seconds=reporter.seconds)
+            return
         if not isinstance(error, VizslaError):
             traceback.print_exc()
         if kind not in ("StorageError", "RunError") and (Path(job.folder) / "run.toml").is_file():
             RunFolder(Path(job.folder)).write_outcome("failed", reason)
         reporter.tell("failed", error=kind, reason=reason, seconds=reporter.seconds)
     else:
-        pruned = job.train and (run.outcome() or {}).get("status") == "pruned"
-        reporter.tell("pruned" if pruned else "finished", seconds=reporter.seconds)
+        outcome = run.outcome() or {}
+        if job.train and outcome.get("status") == "pruned":
+            reporter.tell("pruned", reason=outcome["reason"], seconds=reporter.seconds)
+        else:
+            reporter.tell("finished", seconds=reporter.seconds)
 
 
 def _named(error: Exception) -> tuple[str, str]:

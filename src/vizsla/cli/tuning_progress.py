@@ -226,7 +226,8 @@ def _outcome(record: TrialRecord) -> str:
     if record.status == "failed":
         return f"failed{seconds}: {record.reason}"
     epochs = "1 epoch" if len(record.curve) == 1 else f"{len(record.curve)} epochs"
-    return f"{record.status} after {epochs}{seconds}: {figures}"
+    by = f" by {record.pruned_by}" if record.pruned_by is not None else ""
+    return f"{record.status}{by} after {epochs}{seconds}: {figures}"
 
 
 def _standing(state: StudyState) -> str:

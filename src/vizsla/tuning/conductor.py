@@ -177,6 +177,7 @@ class Conductor:
             folder=str(run.path.resolve()),
             bundle=False,
             footprint=str(notes.resolve()) if asks_for_costs(self.objectives) else None,
+            debug=self.settings.debugger,
             cores=share,
             cores_before=share if self._cache_filled else cores,
         )
@@ -244,6 +245,7 @@ class Conductor:
         may_prune = not convex and len(self.objectives) == 1
         prune = may_prune and running.epoch < (running.epochs or 0) and trial.should_prune()
         why = f"epoch {running.epoch} was worse than others'" if prune else None
+        running.asked_to_stop = why
         # The last trials share the cores of those that are no more.
         self.engine.answer(job, why, max(1, available_cores() // len(self._jobs)))
 
@@ -266,6 +268,8 @@ class Conductor:
             self.study.tell(trial, values_of(self.folder.trial(running.number), self.objectives))
             self._failures = []
         elif event.kind == "pruned":
+            if reason != running.asked_to_stop:  # a rule ended it, and not the pruner
+                trial.set_user_attr(REASON, reason)
             self.study.tell(trial, state=TrialState.PRUNED)
             self._failures = []
         else:

@@ -27,6 +27,7 @@ class RunningTrial:
     last: float | None = None
     best: float | None = None
     doing: str = "preparing"
+    asked_to_stop: str | None = None  # why the pruner ended it
     earlier_seconds: float = 0.0  # of sittings before this one
     reported: set[int] = field(default_factory=set)  # epochs that Optuna knows of
 

@@ -50,6 +50,11 @@ class StudySettings(SettingsBase):
         "asha",
         description="How bad trials are ended early: asha (successive halving), hyperband, none.",
     )
+    prune_on: str | None = Field(
+        None,
+        description="Rules of the debugger that end a trial as well, such as "
+        "loss_not_decreasing,exploding_tensor.",
+    )
     objective: str = Field(
         "",
         description="What is best: accuracy, macro_f1, loss or top5_accuracy of validation; with a "
@@ -97,6 +102,14 @@ class StudySettings(SettingsBase):
     def _objectives_are_known(cls, value: str) -> str:
         split_objectives(value)
         return value
+
+    @property
+    def debugger(self) -> dict[str, Any] | None:
+        """Settings of the debugger that judges each trial; None where no rule does. It captures
+        what its rules need."""
+        if self.prune_on is None:
+            return None
+        return {"capture": "losses", "rules": self.prune_on, "on_finding": ["stop"]}
 
     @property
     def timeout_s(self) -> float | None:

@@ -42,6 +42,13 @@ class TrialRecord:
     host: str = ""
 
     @property
+    def pruned_by(self) -> str | None:
+        """The rule that ended the trial, if one did."""
+        if self.status != "pruned" or not self.reason:
+            return None
+        return self.reason.partition(":")[0]
+
+    @property
     def is_over(self) -> bool:
         return self.status in ("finished", "pruned", "failed")
 
