@@ -24,6 +24,7 @@ _ORDER = (
     "training",
     "frozen",
     "tuning",
+    "debugging",
     "recipes",
     "extraction",
     "many_pictures",

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from vizsla.cli import run
 from vizsla.data.synthetic import DrawnDataset
@@ -17,6 +19,7 @@ from vizsla.tuning.study import Study
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = "runs/2026-11-21-103525-mobilenetv2_100"
+DEBUGGED = "runs/2026-11-21-170430-mobilenetv2_100"
 STUDY = "studies/2026-11-21-133259-mobilenetv2_100"
 
 # What a command of the README says, and what the test puts in its place to take seconds.
@@ -33,8 +36,8 @@ COMMANDS = [line for line in code_lines(README) if line.startswith("vizsla ")]
 
 @pytest.fixture
 def desk(
-    tmp_path: Path, dogs: DrawnDataset, finished_run: RunFolder, finished_study: Study,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, dogs: DrawnDataset, finished_run: RunFolder, debugged_run: RunFolder,
+    finished_study: Study, monkeypatch: pytest.MonkeyPatch,
 ) -> Path:  # fmt: skip
     """A folder in which the README's names exist."""
     for name in ("dogImages", "pets5"):
@@ -42,6 +45,7 @@ def desk(
     (tmp_path / "photos").symlink_to(dogs.folder)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     shutil.copytree(finished_run.path, tmp_path / RUN)
+    shutil.copytree(debugged_run.path, tmp_path / DEBUGGED)
     shutil.copytree(finished_study.folder.path, tmp_path / STUDY)
     for name in ("A", "B"):
         (tmp_path / "runs" / name).symlink_to(finished_run.path)
@@ -50,6 +54,13 @@ def desk(
         shutil.copyfile(picture, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def python_block(beginning: str) -> str:
+    """The snippet of the README that begins so."""
+    block = re.search(rf"    {beginning} .*?\n\n", README, re.DOTALL)
+    assert block is not None
+    return "\n".join(line.removeprefix("    ") for line in block[0].splitlines())
 
 
 def made_small(command: str) -> list[str]:
@@ -69,7 +80,7 @@ def made_small(command: str) -> list[str]:
 
 def test_the_readme_has_commands_of_every_verb() -> None:
     verbs = {command.split()[1] for command in COMMANDS}
-    assert verbs >= {"train", "tune", "report", "predict", "evaluate", "runs"}
+    assert verbs >= {"train", "tune", "report", "predict", "evaluate", "runs", "debug"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,13 +91,23 @@ def test_a_command_of_the_readme_works(
 
 
 def test_the_python_of_the_readme_works(desk: Path) -> None:
-    block = re.search(r"    from vizsla import .*?\n\n", README, re.DOTALL)
-    assert block is not None
-    source = "\n".join(line.removeprefix("    ") for line in block[0].splitlines())
+    source = python_block("from vizsla import")
     toy = 'model="test_resnet", weights="none", size_px=64, workers=0, epochs=1'
     source, changes = re.subn(r'model="resnet18", epochs=5', toy, source)
     assert changes == 1
     exec(compile(source, "README.md", "exec"), {})
+
+
+def test_the_loop_of_the_readme_is_watched(desk: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    names = {
+        "model": model,
+        "criterion": nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "loader": [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))] * 3,
+    }
+    exec(compile(python_block("from vizsla.debugging import"), "README.md", "exec"), names)
+    assert (desk / "runs" / "mine" / "tensors.jsonl").is_file()
 
 
 def test_the_demonstration_learns_and_answers(
