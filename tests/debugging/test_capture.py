@@ -663,3 +663,86 @@ def test_failure_that_loses_count_ends_the_capture(
         train(network, optimizer, loss_fn, debugger.step)
         assert not network._forward_hooks
     assert sum("lost count" in line for line in caplog_lines) == 1
+
+
+def test_long_evaluation_before_step_is_captured_as_seldom_as_any(tmp_path: Path) -> None:
+    network, optimizer = made()
+    loss_fn = nn.CrossEntropyLoss()
+    with watch(
+        network, tmp_path / "run", loss_fn=loss_fn, optimizer=optimizer, rules="none",
+        every={"train": 1, "eval": 5}, capture="losses,outputs",
+    ) as debugger:  # fmt: skip
+        pictures, labels = next(batches())
+        loss_fn(network(pictures), labels).backward()
+        optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            for pictures, labels in batches(12):
+                loss_fn(network(pictures), labels)
+        debugger.step()
+    tensors = open_tensors(tmp_path / "run")
+    assert tensors.tensor("Small_output_0").steps("eval") == [0, 5, 10]
+    assert tensors.steps("eval") == list(range(12))
+
+
+def test_targets_made_by_the_network_itself_leave_training_training(tmp_path: Path) -> None:
+    network, optimizer = made()
+    loss_fn = nn.MSELoss()
+    with watch(
+        network, tmp_path / "run", loss_fn=loss_fn, optimizer=optimizer, rules="none"
+    ) as debugger:
+        for pictures, _labels in batches(4):
+            answers = network(pictures)
+            with torch.no_grad():
+                targets = network(pictures.flip(3))
+            loss_fn(answers, targets).backward()
+            optimizer.step()
+            debugger.step()
+    tensors = open_tensors(tmp_path / "run")
+    assert tensors.losses("train").steps.tolist() == [0, 1, 2, 3]
+    assert len(tensors.losses("eval")) == 0
+
+
+def test_another_network_s_losses_are_steps_of_their_own(tmp_path: Path) -> None:
+    network, optimizer = made()
+    loss_fn, average = nn.CrossEntropyLoss(), made()[0].eval()
+    network.eval()
+    with (
+        watch(network, tmp_path / "run", loss_fn=loss_fn, optimizer=optimizer, rules="none"),
+        torch.no_grad(),
+    ):
+        for one in (network, average):
+            for pictures, labels in batches(2):
+                loss_fn(one(pictures), labels)
+    assert open_tensors(tmp_path / "run").losses("eval").steps.tolist() == [0, 1, 2, 3]
+
+
+def test_predictions_without_a_loss_are_counted(tmp_path: Path) -> None:
+    network, _ = made()
+    network.eval()
+    with (
+        watch(
+            network, tmp_path / "run", capture="outputs", rules="none", every={"predict": 4}
+        ) as debugger,
+        torch.no_grad(),
+    ):
+        debugger.set_mode("predict")
+        for pictures, _labels in batches(9):
+            network(pictures)
+    assert open_tensors(tmp_path / "run").steps("predict") == [0, 4, 8]
+
+
+def test_last_evaluation_is_not_lost(tmp_path: Path) -> None:
+    network, optimizer = made()
+    loss_fn = nn.CrossEntropyLoss()
+    with watch(
+        network, tmp_path / "run", loss_fn=loss_fn, optimizer=optimizer, rules="none",
+        capture="gradients,predictions", every=1000, first_step=1,
+    ):  # fmt: skip
+        pictures, labels = next(batches())
+        F.cross_entropy(network(pictures), labels).backward()
+        optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            loss_fn(network(pictures), labels)
+    assert len(open_tensors(tmp_path / "run").answers("eval")) == len(labels)

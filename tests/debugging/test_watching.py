@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,21 @@ def test_of_several_processes_the_first_records_or_each_for_itself(
         assert second.losses().values[0] != first.losses().values[0]
         norms = [one.matrix("l2", collection="gradients").values for one in (first, second)]
         assert norms[0] == pytest.approx(norms[1])  # of gradients that were put together
+
+
+def test_disk_that_is_full_in_the_end_holds_nobody_up(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(
+        "vizsla.debugging.recorder.Recorder._flush_and_judge", lambda *_, **__: None
+    )
+    monkeypatch.setattr("vizsla.debugging.store.TensorWriter.flush", full)
+    debugger = watching(parts, tmp_path / "mine")
+    with debugger:
+        train(debugger, **parts, steps=3)
+        started = time.monotonic()
+    assert time.monotonic() - started < 20
+    assert RunFolder(tmp_path / "mine").status() == "trained"

@@ -75,6 +75,7 @@ class Steps:
         self._behind: list[StepPieces] = []  # evaluations after an update that is not over yet
         self._forced: str | None = None
         self._trains_in_eval_mode = False
+        self._has_gradient = True  # of the latest pass
         self.mode = "train"
         self.is_updated = self.is_updating = False
 
@@ -95,7 +96,8 @@ class Steps:
     def is_due(self) -> bool:
         if self.mode == "train":
             return self.is_train_due
-        return self._plan.due(self.mode, self._counts[self.mode])
+        behind = sum(one.mode == self.mode for one in self._behind)
+        return self._plan.due(self.mode, self._counts[self.mode] + behind)
 
     @property
     def is_train_due(self) -> bool:
@@ -105,11 +107,13 @@ class Steps:
         self._close_other()
         self._forced = mode
         self.mode = mode or "train"
+        self._other.mode = self.mode if self.mode != "train" else "eval"
 
     def begin_pass(self, training: bool) -> None:
         """The network goes forward, in training mode or not. Without gradients nobody trains."""
         training = training or self._trains_in_eval_mode or self.is_updating
-        trains = training and torch.is_grad_enabled()
+        self._has_gradient = torch.is_grad_enabled()
+        trains = training and self._has_gradient
         self._turn_to("train" if trains else "eval")
         if self.mode != "train" and not self._joins:  # each pass of an evaluation is a step
             self._close_other()
@@ -120,8 +124,10 @@ class Steps:
         if not has_gradient and self.mode == "train":
             self._turn_to("eval")
             self._close_other()
-        elif has_gradient and self.pieces.passes == 0:
+        elif has_gradient and (self.pieces.passes == 0 or not self._has_gradient):
             self._turn_to("train")
+        elif self.mode != "train" and self._other.losses and not self._joins:
+            self._close_other()  # the loss of this pass is there: this one is another network's
 
     def note_update(self) -> None:
         """An optimiser steps: what went before was training, whatever mode the network is in."""
@@ -158,7 +164,7 @@ class Steps:
 
     def close(self) -> None:
         """Hand over whatever is pending."""
-        if not self.train.is_empty:
+        if self.is_updated or self._behind or not self.train.is_empty:
             self.end()
         self._close_other()
 
@@ -176,8 +182,7 @@ class Steps:
 
     def _close_other(self) -> None:
         pieces = self._other
-        if pieces.is_empty:
-            pieces.passes = 0
+        if pieces.is_empty and not pieces.passes:
             return
         self._other = StepPieces(pieces.mode)
         if self.is_updated:

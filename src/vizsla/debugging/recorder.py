@@ -135,6 +135,7 @@ class Recorder:
             self._given_up += len(batch)
 
     def _work(self) -> None:
+        ended = False
         try:
             while (item := self._next()) is not None:
                 if isinstance(item, threading.Event):
@@ -143,11 +144,12 @@ class Recorder:
                 for pieces in item:
                     self._writer.add(_record_of(pieces))
                 self._flush_and_judge(urgent=item is _FLUSH)
+            ended = True
             self._settle(threading.Event())
         except Exception as error:  # a full disk, or a fault of ours: training goes on
             self._failed = True
             self._report(f"recording ended, and training goes on. {type(error).__name__}: {error}")
-            while (item := self._queue.get()) is not None:
+            while not ended and (item := self._queue.get()) is not None:
                 if isinstance(item, threading.Event):
                     item.set()
         finally:

@@ -57,17 +57,24 @@ class Trainer:
                     stop=stop,
                     parts=self._s.parts(self._progress.step),
                 )
-                while not self._finished() and stop.ended is None:
+                while not self._finished() and (stop.ended is None or self._is_amid(stop)):
                     if self._train_epoch(stop):
                         self._close_epoch()
                     self._leave_if_asked(stop)
-                if self._finished():  # whoever asked to stop came too late
-                    stop.ended = None
-                if self._unsaved and (stop.ended is None or stop.at_once):
+                    if stop.at_once:
+                        break
+                # Whoever asks to stop a training that is finished comes too late.
+                ended = None if self._finished() else stop.ended
+                if self._unsaved and (ended is None or ended.at_once):
                     self._save()
-                return stop.ended
+                self._leave_if_asked(stop)
+                return ended
         finally:
             self._s.observers.on_end()
+
+    def _is_amid(self, stop: StopRequest) -> bool:
+        """Whether an epoch in progress is still to be ended: of a run that is taken up again."""
+        return not stop.at_once and (self._progress.batch > 0 or self._progress.epoch == 0)
 
     def _train_epoch(self, stop: StopRequest) -> bool:
         """Whether the epoch's steps are all done, and nobody asked to leave after one of them."""
