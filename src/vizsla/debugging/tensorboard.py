@@ -5,6 +5,7 @@ Written beside the training or after it, from what was recorded: capture knows n
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,7 @@ class TensorBoardFiles:
         self._sessions = len(self._tensors.sessions)
         self._written: dict[str, int] = {}  # mode to its last step that is written
         self._valid_written, self._epochs_written = _NEVER, 0
+        _wait_for_a_later_name(self._folder)
         self._writer = _writer(self._folder)
 
     def _write(self, evaluations_over: bool) -> None:
@@ -131,6 +133,13 @@ class TensorBoardFiles:
             series.steps[new].tolist(), series.values[new].tolist(), strict=True
         ):
             self._writer.add_scalar(tag, value, step)
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads files in the order of their names, which begin with the second of their
+    making and say nothing of the order within it."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def _writer(folder: Path) -> SummaryWriter:
