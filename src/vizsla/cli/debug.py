@@ -20,7 +20,7 @@ def debug(
     run: Path,
     /,
     *,
-    rule: Annotated[list[str] | None, Parameter(name=["--rule", "--rules"])] = None,
+    rule: Annotated[list[str] | None, Parameter(name=["--rule", "--rules"], negative="")] = None,
     watch: bool = False,
     tensor: str | None = None,
     plot: Path | None = None,
