@@ -40,6 +40,10 @@ def too_short(record):
         return [Finding("too_short", "info", "run", "It is short.", "Go on.")]
 
 
+class Unfinished(DebugRule):
+    name = "unfinished"
+
+
 answer = 42
 """
 
@@ -115,6 +119,8 @@ def test_faults_in_a_file_are_said(own: Path, tmp_path: Path) -> None:
         choose_rules(f"{own}:GradientRatios")
     with pytest.raises(SettingError, match="is no rule"):
         choose_rules(f"{own}:answer")
+    with pytest.raises(SettingError, match="Unfinished is no rule.*judge"):
+        choose_rules(f"{own}:Unfinished")
     with pytest.raises(SettingError, match="no setting 'least'"):
         choose_rules(f"{own}:GradientRatio:least=1")
     with pytest.raises(SettingError, match="takes no settings"):

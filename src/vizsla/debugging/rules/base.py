@@ -7,6 +7,7 @@ Debugger's rules in snake case, from the same defaults.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -25,9 +26,9 @@ class DebugRule(SettingsBase):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def judge(self, record: TrainingRecord) -> Iterable[Finding]:
         """Findings, none when all is well. Keeps no state and writes nothing."""
-        raise NotImplementedError
 
     def asks(self) -> Mapping[str, Any]:
         """Options of capture that this rule's settings decide."""

@@ -147,6 +147,8 @@ def _made(rule: type[DebugRule], settings: Mapping[str, str]) -> DebugRule:
         return rule(**settings)
     except SettingError as error:
         raise SettingError(f"In the rule {rule.name}: {error}") from None
+    except TypeError as error:  # a class of a user's that judges nothing
+        raise SettingError(f"{rule.__name__} is no rule: {error}.") from None
 
 
 def _settings(text: str, rule: str) -> dict[str, str]:
