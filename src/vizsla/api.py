@@ -97,7 +97,7 @@ def debug(path: AnyPath, rules: str | Sequence[RuleLike] | None = None) -> list[
     """
     from vizsla.debugging.judging import judge_run
 
-    return judge_run(RunFolder.open(Path(path)), rules)
+    return judge_run(RunFolder.open(Path(path)), rules).findings
 
 
 def tune(
@@ -116,9 +116,9 @@ def tune(
     `recipe` (or `Settings`, which may contradict one another until the searched ones join them)
     gives what is not searched; `settings` are those of `StudySettings`, such as
     `trials=20`, `timeout="30m"`, `jobs=2`, `objective="accuracy,latency_ms"`,
-    `prune_on="loss_not_decreasing"`. With `resume`, an
-    earlier study's folder, go on with that; `trials`, `timeout`, `study_patience` and `jobs` may be
-    given anew. Trainings run in processes of their own.
+    `prune_on="loss_not_decreasing"`. With `resume`, an earlier study's folder, go on with that;
+    `trials`, `timeout`, `study_patience` and `jobs` may be given anew. Trainings run in processes
+    of their own.
 
     Raises `InputError` for whatever the caller can cure, `WorkError` where no trial succeeds, and
     `Interrupted` after a signal, with everything saved.
@@ -153,21 +153,11 @@ def open_study(path: AnyPath) -> Study:
 def report(path: AnyPath) -> Path:
     """Write the report of the study or run in a folder: one HTML file that needs nothing else. Of
     a run it shows what the debugger captured."""
-    from vizsla.reports.page import write_page
-
     if (Path(path) / "run.toml").is_file():
-        from vizsla.debugging.report import lead_of as lead_of_run
-        from vizsla.debugging.report import sections_of as sections_of_run
-
-        run = open_run(path)
-        found = debug(path)
-        write_page(
-            run.report,
-            run.name,
-            lead_of_run(run.tensors, found),
-            sections_of_run(run.tensors, found),
-        )
+        run = RunFolder.open(Path(path))
+        _write_run_page(run, run.report)
         return run.report
+    from vizsla.reports.page import write_page
     from vizsla.tuning.report import lead_of, sections_of
 
     study = open_study(path)
@@ -178,16 +168,26 @@ def report(path: AnyPath) -> Path:
 def plot_tensors(path: AnyPath, page: AnyPath, regex: str | None = None) -> None:
     """Write a page of pictures of a run's captured tensors: of those that `regex` is found in the
     names of, or of all that is known of the training."""
-    from vizsla.debugging.report import lead_of, sections_of, sections_of_tensors
+    run = open_run(path)
+    if regex is None:
+        _write_run_page(run, Path(page))
+        return
+    from vizsla.debugging.report import sections_of_tensors
     from vizsla.reports.page import write_page
 
-    run = open_run(path)
-    if regex is not None:
-        sections = sections_of_tensors(run.tensors, regex)
-        write_page(Path(page), run.name, f"Captured tensors like {regex}", sections)
-        return
-    found = debug(path)
-    write_page(Path(page), run.name, lead_of(run.tensors, found), sections_of(run.tensors, found))
+    sections = sections_of_tensors(run.tensors, regex)
+    write_page(Path(page), run.name, f"Captured tensors like {regex}", sections)
+
+
+def _write_run_page(run: RunFolder, page: Path) -> None:
+    """The page of all that the debugger knows of a run."""
+    from vizsla.debugging.judging import judge_run
+    from vizsla.debugging.report import lead_of, sections_of
+    from vizsla.reports.page import write_page
+
+    judged = judge_run(run)
+    about = judged.record.tensors, judged.findings
+    write_page(page, run.name, lead_of(*about), sections_of(*about))
 
 
 __all__ = [

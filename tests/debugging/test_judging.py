@@ -137,7 +137,7 @@ def test_opening_a_run_runs_no_code_that_it_names(
     run = RunFolder(make_record(losses=[1.0] * 3).tensors.path)
     run.write_facts({})
     (run.path / "debug.json").write_text(json.dumps({"rules": f"overfit,{own}:mine:most=2,x=3"}))
-    assert judge_run(run, None) == []
+    assert judge_run(run, None).findings == []
     assert f"--rule {own}:mine:most=2:x=3" in capsys.readouterr().err
 
 

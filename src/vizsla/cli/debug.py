@@ -58,6 +58,9 @@ def debug(
 
         follow(run, rules)
         return
+    if all(value is None for value in shown.values()):
+        _judge(run, rules)
+        return
     tensors = open_tensors(run)
     if tensor is not None:
         _check_pattern(tensors, tensor)
@@ -71,8 +74,6 @@ def debug(
         _write_events(run, tensors, tensorboard)
     if tensor is not None and plot is None and frame is None:
         _print_tensors(tensors, tensor)
-    if all(value is None for value in shown.values()):
-        _judge(run, tensors, rules)
 
 
 def _check_alone(shown: list[str], watch: bool, rule: list[str] | None) -> None:
@@ -84,17 +85,13 @@ def _check_alone(shown: list[str], watch: bool, rule: list[str] | None) -> None:
         )
 
 
-def _judge(path: Path, tensors: Tensors, wanted: str | None) -> None:
+def _judge(path: Path, wanted: str | None) -> None:
     from vizsla.cli.findings import print_findings
-    from vizsla.debugging.judging import judge_record, rules_of_run
-    from vizsla.debugging.record import TrainingRecord
-    from vizsla.debugging.rules.choosing import choose_rules
+    from vizsla.debugging.judging import judge_run
     from vizsla.runs.folder import RunFolder
 
     run = RunFolder.open(path)
-    rules = choose_rules(wanted) if wanted is not None else rules_of_run(run)
-    record = TrainingRecord.of(run, tensors, run.status() == "running")
-    print_findings(record, rules, judge_record(rules, record), run.findings())
+    print_findings(judge_run(run, wanted), run.findings())
 
 
 def _check_pattern(tensors: Tensors, pattern: str) -> None:

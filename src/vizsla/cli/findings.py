@@ -9,22 +9,17 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from vizsla.debugging.record import TrainingRecord
+from vizsla.debugging.judging import Judgement
 from vizsla.debugging.rules.choosing import AnyRule
 from vizsla.debugging.tensors import Tensors
 from vizsla.findings import Finding
 
 
-def print_findings(
-    record: TrainingRecord,
-    rules: Sequence[AnyRule],
-    findings: Sequence[Finding],
-    told: Sequence[Mapping[str, Any]],
-) -> None:
+def print_findings(judged: Judgement, told: Sequence[Mapping[str, Any]]) -> None:
     """What was recorded, what rules make of it, what they could not judge, and what was `told`
     while it trained and is no longer so."""
     console = Console(highlight=False)
-    tensors = record.tensors
+    tensors, rules, findings = judged.record.tensors, judged.rules, judged.findings
     steps = [f"{len(tensors.steps(mode)):,} {mode}" for mode in tensors.modes()]
     saves = len(tensors.matrix("mean", collection="gradients").steps)
     saves = saves or len(tensors.matrix("mean").steps)

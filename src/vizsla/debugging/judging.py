@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vizsla.debugging.record import TrainingRecord
@@ -18,6 +18,7 @@ from vizsla.debugging.settings import read_settings
 from vizsla.debugging.tensors import open_tensors
 from vizsla.errors import RunError, SettingError, StorageError
 from vizsla.findings import SEVERITIES, Finding, identity_of, worst_first
+from vizsla.runs.files import plain_number
 from vizsla.runs.folder import RunFolder
 
 _log = logging.getLogger("vizsla")
@@ -80,13 +81,22 @@ def judge_record(rules: Iterable[AnyRule], record: TrainingRecord) -> list[Findi
     return worst_first(found)
 
 
-def judge_run(run: RunFolder, rules: str | Sequence[RuleLike] | None) -> list[Finding]:
+@dataclass(frozen=True)
+class Judgement:
+    """What rules found in a run's record, worst first."""
+
+    rules: list[AnyRule]
+    record: TrainingRecord
+    findings: list[Finding]
+
+
+def judge_run(run: RunFolder, rules: str | Sequence[RuleLike] | None = None) -> Judgement:
     """Judge a run by rules, or by the built-in ones that it was trained with. Raises `RunError` if
     nothing was captured."""
     chosen = choose_rules(rules) if rules is not None else rules_of_run(run)
     tensors = open_tensors(run.path)
-    running = run.status() == "running"
-    return judge_record(chosen, TrainingRecord.of(run, tensors, running))
+    record = TrainingRecord.of(run, tensors, run.status() == "running")
+    return Judgement(chosen, record, judge_record(chosen, record))
 
 
 def rules_of_run(run: RunFolder) -> list[AnyRule]:
@@ -122,19 +132,12 @@ def _checked(found: Any) -> Finding:
     if not isinstance(found.evidence, Mapping):
         raise TypeError(f"evidence must be a mapping, and is {found.evidence!r:.100}")
     plain = replace(found, measured=_plain(found.measured), threshold=_plain(found.threshold))
-    json.dumps(plain.to_dict(), default=_item)
+    json.dumps(plain.to_dict(), default=plain_number)
     return plain
 
 
 def _plain(value: Any) -> float | None:
     return None if value is None else float(value)
-
-
-def _item(value: Any) -> Any:
-    """A number of NumPy's or torch's as Python's own, as it will be written."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"evidence must be numbers, texts and lists, and has a {type(value).__name__}")
 
 
 def _failure(rule: AnyRule, error: BaseException) -> Finding:

@@ -52,7 +52,7 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
 def append_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Append JSON lines in one write. Raises `StorageError` on a full disk."""
     text = "".join(
-        json.dumps(record, separators=(",", ":"), default=_plain) + "\n" for record in records
+        json.dumps(record, separators=(",", ":"), default=plain_number) + "\n" for record in records
     )
     try:
         with path.open("ab+") as file:
@@ -80,11 +80,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _plain(value: Any) -> Any:
-    """A number of NumPy's as Python's own."""
+def plain_number(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's own, as JSON lines are written. Raises `TypeError`
+    for anything else."""
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} is no JSON: numbers, texts, lists and mappings are")
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
