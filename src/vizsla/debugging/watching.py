@@ -75,11 +75,11 @@ def watch(
     `loss_fn` is the module that computes the loss, `optimizer` what updates the weights: give both
     for everything to be seen; without them see `Debugger.record_loss`. `rules`, `capture`, `every`
     (50 steps unless given, and some at the beginning), `steps`, `whole` are those of `vizsla train
-    --debug`, where `every` and `steps` may also be a number, a range or a mapping of modes to them. `on_finding` takes `stop`,
-    `notify=URL`, `run=COMMAND` and functions of the finding, which are called in `step`. A loop
-    that goes on in the same folder says so by `first_step`. Of several processes the first one
-    records, or each for itself with `all_ranks`. `facts`, such as `{"data": {"classes": [...]}}`,
-    are written to the folder's `run.toml`.
+    --debug`, where `every` and `steps` may also be a number, a range or a mapping of modes to them.
+    `on_finding` takes `stop`, `notify=URL`, `run=COMMAND` and functions of the finding, which are
+    called in `step`. A loop that goes on in the same folder says so by `first_step`. Of several
+    processes the first one records, or each for itself with `all_ranks`. `facts`, such as
+    `{"data": {"classes": [...]}}`, are written to the folder's `run.toml`.
 
     Raises `SettingError` for settings that make no sense, `RunError` where the folder holds another
     recording or a training of vizsla's, and `StorageError` where it cannot be written. After that
