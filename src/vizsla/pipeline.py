@@ -37,13 +37,14 @@ from vizsla.data.loader import Draw, PictureDataset
 from vizsla.data.sources import open_source, read_manifest
 from vizsla.data.splits import divide
 from vizsla.data.transforms import Preprocessing
-from vizsla.errors import DataError, RunError
+from vizsla.errors import DataError, RunError, WorkError
 from vizsla.export.bundle_files import write_bundle
 from vizsla.export.verify import verify_onnx
 from vizsla.findings import judge_all
 from vizsla.metrics import per_class
 from vizsla.models.build import Network, build_network, check_architecture, rebuild
 from vizsla.models.freezing import plan_freezing
+from vizsla.phases import phase
 from vizsla.records import SPLITS
 from vizsla.runs.files import storage_error
 from vizsla.runs.folder import STOPPED_BY_RULE, WATCHED, RunFolder
@@ -87,10 +88,11 @@ class TrainingJob:
         new one in `runs`."""
         check_architecture(recipe.model)
         accelerator = start_accelerator(recipe)
-        with accelerator.main_process_first():  # one unpacks, the others find it unpacked
+        with phase("data"), accelerator.main_process_first():  # one unpacks, the others find it
             catalogue = divide(open_source(data), recipe.seed)
         torch.manual_seed(recipe.seed)
-        network = build_network(recipe, recipe, len(catalogue.classes))
+        with phase("model"):
+            network = build_network(recipe, recipe, len(catalogue.classes))
         plan_freezing(network.module, recipe.unfreeze)  # a bad name fails before anything is made
         names = [""]
         if accelerator.is_main_process:
@@ -121,12 +123,14 @@ class TrainingJob:
             )
         recipe = Recipe(**facts["recipe"])
         accelerator = start_accelerator(recipe)
-        catalogue = _reopened(run, facts)
+        with phase("data"):
+            catalogue = _reopened(run, facts)
         torch.manual_seed(recipe.seed)
-        if (run.checkpoints / "last.pt").exists():
-            network = _network_of(facts, len(catalogue.classes))
-        else:  # stopped in its first epoch: the start is made again, from the same seed
-            network = build_network(recipe, recipe, len(catalogue.classes))
+        with phase("model"):
+            if (run.checkpoints / "last.pt").exists():
+                network = _network_of(facts, len(catalogue.classes))
+            else:  # stopped in its first epoch: the start is made again, from the same seed
+                network = build_network(recipe, recipe, len(catalogue.classes))
         return cls(run, recipe, catalogue, network, accelerator, list(observers))
 
     def complete(self, train: bool = True, bundle: bool = True) -> RunFolder:
@@ -145,18 +149,28 @@ class TrainingJob:
                 self.network, self.catalogue, self.recipe, checkpoints, observers,
                 self.accelerator, (self.run_folder.trunk() or {}).get("engine"),
             )  # fmt: skip
-            ended = _fit(setup) if train else None
+            ended = self._trained(setup) if train else None
             setup.stop_loading()
             if self.accelerator.is_main_process:
                 if ended is not None and ended.at_once:
                     self.run_folder.write_outcome(STOPPED_BY_RULE, ended.reason)
                 elif bundle:
-                    self._finish(setup)
+                    with phase("final"):
+                        self._finish(setup)
                 elif train:
                     reason = ended.reason if ended is not None else None
                     self.run_folder.write_outcome("pruned" if ended else "trained", reason)
             self.accelerator.wait_for_everyone()
         return self.run_folder
+
+    def _trained(self, setup: Setup) -> Ended | None:
+        """Train; why an observer ended it, or None. A training that diverged has failed."""
+        try:
+            return fit_head(setup) if setup.recipe.solver == "lbfgs" else Trainer(setup).fit()
+        except WorkError as error:
+            if self.accelerator.is_main_process:
+                self.run_folder.write_outcome("failed", str(error))
+            raise
 
     def _finish(self, setup: Setup) -> None:
         best = setup.checkpoints.load_best()
@@ -248,11 +262,6 @@ class TrainingJob:
     def _sole_writer(self) -> contextlib.AbstractContextManager[None]:
         main = self.accelerator.is_main_process
         return self.run_folder.locked() if main else contextlib.nullcontext()
-
-
-def _fit(setup: Setup) -> Ended | None:
-    """Train; why an observer ended it, or None."""
-    return fit_head(setup) if setup.recipe.solver == "lbfgs" else Trainer(setup).fit()
 
 
 def _facts(

@@ -117,11 +117,38 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """One figure that is read at a glance: what it is, its value, and a few words below."""
+
+    name: str
+    value: str
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class PictureCard:
+    """A small picture with words below it.
+
+    `source` is a `data:` URI, or None where the picture cannot be shown; `alt` then stands in its
+    place. `note` is in small print.
+    """
+
+    source: str | None
+    alt: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a report: a heading, words, and notes, a table or a picture.
 
     `figure` is a Plotly figure as JSON text. Cells of `rows` are shown as they are, numbers to the
-    right; a row whose number is in `quiet_rows` is greyed.
+    right; a row whose number is in `quiet_rows` is greyed, and a cell at (row, column) in
+    `best_cells` stands out. A `sortable` table is sorted by a column where its reader asks for it.
+    `code` is text to copy, line by line. `mark` is a word beside the heading, such as "so far".
+    Sections that follow one another with the same `part` are one group in the contents.
+    What a section has is shown in the order tiles, text, notes, code, pictures, figure, table.
     """
 
     title: str
@@ -131,3 +158,10 @@ class Section:
     quiet_rows: frozenset[int] = frozenset()
     figure: str | None = None
     notes: tuple[Note, ...] = ()
+    tiles: tuple[Tile, ...] = ()
+    pictures: tuple[PictureCard, ...] = ()
+    code: str = ""
+    mark: str = ""
+    part: str = ""
+    sortable: bool = False
+    best_cells: frozenset[tuple[int, int]] = frozenset()

@@ -52,6 +52,9 @@ def test_a_diverged_training_says_so(
     flags = ["--unfreeze", "all", "--optimizer", "sgd", "--lr", "100", "--weight-decay", "10"]
     assert train(own_dogs.folder, tmp_path / "runs", *flags, "--epochs", "6") == 1
     assert "diverged" in capsys.readouterr().err
+    (run,) = list_runs(tmp_path / "runs")
+    assert run.status() == "failed"
+    assert "diverged" in (run.outcome() or {})["reason"]
 
 
 def test_validation_pictures_that_begin_corrupt_cost_nothing(

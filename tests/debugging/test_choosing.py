@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vizsla.debugging.rules import DEFAULT_RULES, RULES
-from vizsla.debugging.rules.choosing import (
-    built_in_alone,
-    choose_rules,
-    divided,
-    needed_collections,
-)
+from vizsla.debugging.rules.choosing import choose_rules, needed_collections
 from vizsla.errors import SettingError
+from vizsla.rulebook import built_in_alone, divided
 
 OWN = """
 from vizsla.debugging import DebugRule

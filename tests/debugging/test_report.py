@@ -38,7 +38,7 @@ def full_record(make_record: Maker) -> TrainingRecord:
 def test_every_recorded_thing_has_its_section(make_record: Maker) -> None:
     sections = sections_of(full_record(make_record).tensors, FINDINGS)
     assert [one.title for one in sections] == [
-        "Findings", "Losses", "Gradients", "Updates", "Dead ReLUs", "Weights",
+        "Debugger findings", "Losses", "Gradients", "Updates", "Dead ReLUs", "Weights",
         "Spread of gradients", "Recorded",
     ]  # fmt: skip
     assert all(one.figure for one in sections[1:-1] if one.title != "Dead ReLUs")
@@ -46,7 +46,7 @@ def test_every_recorded_thing_has_its_section(make_record: Maker) -> None:
 
 def test_what_was_not_recorded_has_no_section(make_record: Maker) -> None:
     sections = sections_of(make_record(losses=[1.0, 0.5]).tensors, [])
-    assert [one.title for one in sections] == ["Findings", "Losses", "Recorded"]
+    assert [one.title for one in sections] == ["Debugger findings", "Losses", "Recorded"]
     assert sections[0].text == "There are none."
     assert not sections[0].rows
 
@@ -114,7 +114,7 @@ def test_files_that_are_gone_are_told_and_leave_a_report(make_record: Maker) -> 
     for file in (record.tensors.path / "tensors").iterdir():
         file.unlink()
     sections = sections_of(record.tensors, [])
-    assert [one.title for one in sections] == ["Findings", "Losses", "Recorded"]
+    assert [one.title for one in sections] == ["Debugger findings", "Losses", "Recorded"]
     for text in (sections[-1].text, lead_of(record.tensors, [])):
         assert "missing or damaged" in text
     assert "missing or damaged" not in lead_of(full_record(make_record).tensors, [])

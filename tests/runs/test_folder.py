@@ -225,3 +225,12 @@ def test_folder_that_is_gone_is_an_input_error(
 ) -> None:
     with pytest.raises(InputError):
         use(RunFolder(tmp_path / "gone"))
+
+
+def test_asking_for_the_status_clears_nothing_away(run: RunFolder) -> None:
+    scratch = run.path / ".outcome.json.1.part"  # of a loop that only holds the profile's lock
+    scratch.write_text("{")
+    assert run.status() == "interrupted"
+    assert scratch.exists()
+    with run.locked():
+        assert not scratch.exists()

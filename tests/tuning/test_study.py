@@ -419,12 +419,12 @@ def test_a_study_ends_when_nothing_improves(
 def test_time_ends_a_study_and_its_best_is_still_there(dogs: DrawnDataset, tmp_path: Path) -> None:
     base = Settings(model="test_resnet", weights="none", unfreeze="all", size_px=64, epochs=5000,
                     workers=0, batch_size=8)  # fmt: skip
-    study = tune(dogs.folder, {"lr": "1e-3..1e-2"}, recipe=base, timeout="10s", studies=tmp_path)
+    study = tune(dogs.folder, {"lr": "1e-3..1e-2"}, recipe=base, timeout="15s", studies=tmp_path)
     assert statuses(study) == ["stopped"]
     before = study.best.curve
     assert 0 < len(before) < 5000
     assert (study.bundle / "bundle.json").is_file()
-    again = tune(resume=study.folder.path, timeout="10s")  # its best goes on all the same
+    again = tune(resume=study.folder.path, timeout="15s")  # its best goes on all the same
     assert statuses(again) == ["stopped"]
     assert len(again.best.curve) > len(before)
     assert before.items() <= again.best.curve.items()

@@ -26,6 +26,7 @@ from vizsla.debugging.modules import Wanted, in_backward, is_compiled, trains, u
 from vizsla.debugging.pieces import Batch, StepPieces, Steps
 from vizsla.debugging.plan import CapturePlan
 from vizsla.debugging.whole import WholeTensors
+from vizsla.phases import phase
 
 Report = Callable[[str], None]
 _STEPS, _PARAMETERS = "steps", "weights and gradients"
@@ -257,7 +258,8 @@ class Capture:
         if part in self._off:
             return
         try:
-            work(*arguments)
+            with phase("debugger"):
+                work(*arguments)
         except Exception as error:  # whatever it is, training goes on
             self._off.add(part)
             self._report(

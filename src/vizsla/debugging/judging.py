@@ -1,29 +1,23 @@
-"""Judging a run while it is recorded and afterwards: rules, and which findings are new.
-
-Rules may be users' own: what one of them raises, or returns that is no finding, becomes a finding
-about the rule, and the others judge on.
-"""
+"""Judging a run while it is recorded and afterwards: rules, and which findings are new."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from vizsla.debugging.record import TrainingRecord
-from vizsla.debugging.rules.choosing import AnyRule, RuleLike, built_in_alone, choose_rules
+from vizsla.debugging.rules.choosing import AnyRule, RuleLike, choose_rules
 from vizsla.debugging.settings import read_settings
 from vizsla.debugging.tensors import open_tensors
-from vizsla.errors import RunError, SettingError, StorageError
-from vizsla.findings import SEVERITIES, Finding, identity_of, worst_first
-from vizsla.runs.files import plain_number
+from vizsla.errors import StorageError
+from vizsla.findings import Finding, identity_of, worst_first
+from vizsla.judging import ANYTHING, failure_of, findings_of, judge_safely
+from vizsla.rulebook import built_in_alone
 from vizsla.runs.folder import RunFolder
 
 _log = logging.getLogger("vizsla")
-# What a rule of a user's may raise: anything, and one that leaves the process is not to.
-_ANYTHING = (Exception, SystemExit)
+_VERB = "debug"
 
 
 class Judge:
@@ -43,10 +37,10 @@ class Judge:
         new: list[Finding] = []
         for rule in list(self._rules):
             try:
-                found = _findings_of(rule, record)
-            except _ANYTHING as error:
+                found = findings_of(rule, record)
+            except ANYTHING as error:
                 self._rules.remove(rule)
-                found = [_failure(rule, error)]
+                found = [failure_of(rule, error, _VERB)]
             for finding in found:
                 identity = identity_of(finding.to_dict())
                 if identity not in self._known:
@@ -70,15 +64,7 @@ class Judge:
 def judge_record(rules: Iterable[AnyRule], record: TrainingRecord) -> list[Finding]:
     """Everything that rules find in a record, worst first, and which of them failed. Raises
     `RunError` and `SettingError` where a rule was told of a run or setting that there is not."""
-    found: list[Finding] = []
-    for rule in rules:
-        try:
-            found += _findings_of(rule, record)
-        except (RunError, SettingError):
-            raise
-        except _ANYTHING as error:
-            found.append(_failure(rule, error))
-    return worst_first(found)
+    return judge_safely(rules, record, _VERB)
 
 
 @dataclass(frozen=True)
@@ -112,40 +98,3 @@ def rules_of_run(run: RunFolder) -> list[AnyRule]:
             "%s", run.path, " ".join(f"--rule {one}" for one in own),
         )  # fmt: skip
     return choose_rules(built_in)
-
-
-def _findings_of(rule: AnyRule, record: TrainingRecord) -> list[Finding]:
-    """What a rule finds. Raises whatever it raises, and `TypeError` or `ValueError` where a finding
-    of it cannot be written."""
-    return [_checked(found) for found in rule.judge(record)]
-
-
-def _checked(found: Any) -> Finding:
-    """The finding, of plain numbers, once it can be written, told and sorted."""
-    if not isinstance(found, Finding):
-        raise TypeError(f"it must give findings, and gave {found!r:.100}")
-    if found.severity not in SEVERITIES:
-        raise ValueError(f"the severity {found.severity!r} is none of {', '.join(SEVERITIES)}")
-    for name in ("rule", "where", "meaning", "advice"):
-        if not isinstance(getattr(found, name), str):
-            raise TypeError(f"{name} must be a text, and is {getattr(found, name)!r:.100}")
-    if not isinstance(found.evidence, Mapping):
-        raise TypeError(f"evidence must be a mapping, and is {found.evidence!r:.100}")
-    plain = replace(found, measured=_plain(found.measured), threshold=_plain(found.threshold))
-    json.dumps(plain.to_dict(), default=plain_number)
-    return plain
-
-
-def _plain(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _failure(rule: AnyRule, error: BaseException) -> Finding:
-    return Finding(
-        rule.name,
-        "warning",
-        "rule",
-        f"The rule {rule.name} failed and judges no more: {type(error).__name__}: {error}",
-        "Mend the rule, and judge the run again with vizsla debug.",
-        evidence={"cause": "failed"},
-    )

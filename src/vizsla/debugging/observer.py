@@ -28,6 +28,7 @@ from vizsla.debugging.plan import DEFAULT_EVERY, Schedule
 from vizsla.debugging.recorder import Recorder
 from vizsla.debugging.settings import DebugSettings, read_settings, write_settings
 from vizsla.findings import Finding
+from vizsla.phases import phase
 from vizsla.records import EpochRecord
 from vizsla.runs.folder import RunFolder
 from vizsla.training.events import Observer, Observers, StepFacts, TrainingFacts, TrainingParts
@@ -49,7 +50,8 @@ def _contained(hook: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(hook)
     def contained(*arguments: P.args, **more: P.kwargs) -> None:
         try:
-            hook(*arguments, **more)
+            with phase("debugger"):
+                hook(*arguments, **more)
         except Exception as error:  # whatever it is
             debugger: Any = arguments[0]
             debugger._give_up(error)

@@ -8,7 +8,6 @@ scale. A figure of what was not recorded has no traces (`figure.data` is empty).
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,8 @@ from vizsla.debugging.recording import TensorUnavailable
 from vizsla.debugging.tensors import Series, Tensors
 from vizsla.debugging.thinning import (
     SMOOTHED_FROM,
-    Floats,
     Steps,
     axis_range,
-    columns,
-    evenly,
-    finite,
-    largest,
     log_range,
     mass_range,
     power_ticks,
@@ -35,7 +29,8 @@ from vizsla.debugging.thinning import (
     smoothed,
     thinned,
 )
-from vizsla.figures import ACCENT, HEAT, MUTED, SECOND, SERIES, dressed
+from vizsla.figures import ACCENT, HEAT, MUTED, SECOND, SERIES, dressed, faded, in_figure
+from vizsla.thinning import Floats, columns, evenly, finite, largest
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -345,10 +340,9 @@ def _add_band(
     """The ground between two curves, where both are numbers."""
     there = np.isfinite(low) & np.isfinite(high)
     steps, low, high = steps[there], low[there], high[there]
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     figure.add_scatter(
         x=np.concatenate([steps, steps[::-1]]), y=np.concatenate([high, low[::-1]]),
-        fill="toself", fillcolor=f"rgba({red},{green},{blue},0.18)", mode="lines", line_width=0,
+        fill="toself", fillcolor=faded(colour, 0.18), mode="lines", line_width=0,
         name=name, showlegend=name is not None, hoverinfo="skip",
     )  # fmt: skip
 
@@ -383,14 +377,14 @@ def _labels(names: Sequence[str]) -> list[str]:
     end = len(ports.pop()) if len(ports) == 1 else 0
     bare = [name[start : len(name) - end] for name in names]
     short = [_label(name) for name in bare]
-    return short if len(set(short)) == len(short) else [html.escape(name) for name in bare]
+    return short if len(set(short)) == len(short) else [in_figure(name) for name in bare]
 
 
 def _label(name: str) -> str:
     """A name as text, for Plotly takes angle brackets for markup; long ones without the middle."""
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 21]}…{name[-20:]}"
-    return html.escape(name)
+    return in_figure(name)
 
 
 def _figure() -> go.Figure:

@@ -10,13 +10,16 @@ import numpy as np
 from vizsla.debugging import plots
 from vizsla.debugging.format import COLLECTIONS, IN_LINES
 from vizsla.debugging.tensors import Tensors
-from vizsla.debugging.thinning import evenly
 from vizsla.findings import SEVERITIES, Finding, worst_first
-from vizsla.records import Note, Section
+from vizsla.notes import notes_of
+from vizsla.records import Section
+from vizsla.thinning import evenly
+from vizsla.words import counted, listed
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_FOUND = "Debugger findings"
 _SPREAD_OF = 4  # tensors whose histograms the report shows, from the first layer to the last
 _SEVERAL = {"error": "errors", "warning": "warnings", "info": "info"}
 _AT_ONE_STEP = "Captured at one step; --capture-every 1 captures each."
@@ -39,16 +42,28 @@ def lead_of(tensors: Tensors, findings: Sequence[Finding]) -> str:
     if not findings:
         return f"{recorded} There are no findings."
     counts = [
-        _counted(number, severity, _SEVERAL[severity])
+        counted(number, severity, _SEVERAL[severity])
         for severity in SEVERITIES
         if (number := sum(one.severity == severity for one in findings))
     ]
-    return f"{recorded} Rules found {_listed(counts)}: {worst_first(findings)[0].meaning}"
+    return f"{recorded} Rules found {listed(counts)}: {worst_first(findings)[0].meaning}"
 
 
 def sections_of(tensors: Tensors, findings: Sequence[Finding]) -> list[Section]:
     """Findings, every picture for which something was recorded, and what that was."""
     return list(_sections(tensors, findings))
+
+
+def section_without() -> Section:
+    """What stands in the report of a run whose training nobody looked into."""
+    return Section(
+        "Debugger",
+        "No tensors were captured, so nobody looked inside this training. Capture those of a "
+        "training with the first of these lines, and of a loop of your own with the others.",
+        code="vizsla train --debug PICTURES\n\nfrom vizsla.debugging import watch\n"
+        "with watch(model, FOLDER, loss_fn=criterion, optimizer=optimizer) as debugger:\n"
+        "    ...  # the loop, with debugger.step() after each step",
+    )
 
 
 def sections_of_tensors(tensors: Tensors, regex: str) -> list[Section]:
@@ -100,22 +115,8 @@ def _sections(tensors: Tensors, findings: Sequence[Finding]) -> Iterator[Section
 
 def _found(findings: Sequence[Finding]) -> Section:
     if not findings:
-        return Section("Findings", "There are none.")
-    # A run writes them as they come; a reader wants to know the worst.
-    notes = (
-        Note(one.severity, _head_of(one), f"{one.meaning}\n{one.advice}")
-        for one in worst_first(findings)
-    )
-    return Section("Findings", notes=tuple(notes))
-
-
-def _head_of(finding: Finding) -> str:
-    """The rule, where it struck, and the evidence: what the command line prints."""
-    parts = [finding.rule, finding.where]
-    if finding.measured is not None:
-        against = "" if finding.threshold is None else f" (threshold {finding.threshold:g})"
-        parts.append(f"measured {finding.measured:.4g}{against}")
-    return " · ".join(parts)
+        return Section(_FOUND, "There are none.")
+    return Section(_FOUND, notes=notes_of(findings))
 
 
 def _dead(figure: go.Figure) -> Iterator[Section]:
@@ -148,15 +149,15 @@ def _amount_of(tensors: Tensors) -> str:
     """How much was recorded; losses are of every step, tensors of some."""
     steps, losses = len(tensors.steps("train")), len(tensors.losses("train"))
     captured = len(tensors.matrix("mean").steps)
-    parts = [f"losses of {_counted(losses, 'step')}"] if losses else []
+    parts = [f"losses of {counted(losses, 'step')}"] if losses else []
     if captured:
-        at = f"{captured:,} of them" if losses else _counted(captured, "step")
-        parts.append(f"{_counted(_reduced(tensors), 'tensor')} at {at}")
+        at = f"{captured:,} of them" if losses else counted(captured, "step")
+        parts.append(f"{counted(_reduced(tensors), 'tensor')} at {at}")
     if evaluations := len(tensors.evaluations()):
-        parts.append(_counted(evaluations, "evaluation"))
+        parts.append(counted(evaluations, "evaluation"))
     if not parts:
-        return f"{_counted(steps, 'step')} recorded."
-    told = _listed(parts)
+        return f"{counted(steps, 'step')} recorded."
+    told = listed(parts)
     hint = f" {_AT_ONE_STEP}" if captured == 1 < steps else ""
     return f"{told[0].upper()}{told[1:]} were recorded.{hint}"
 
@@ -187,11 +188,3 @@ def _reduced(tensors: Tensors) -> int:
 
 def _shape(tensors: Tensors, name: str) -> str:
     return " × ".join(map(str, tensors.shape(name)))
-
-
-def _counted(number: int, one: str, several: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

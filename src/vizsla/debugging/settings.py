@@ -14,10 +14,10 @@ from vizsla.debugging.rules.choosing import (
     capture_options,
     choose_rules,
     needed_collections,
-    with_absolute_paths,
 )
 from vizsla.errors import RunError, SettingError
 from vizsla.extras import require
+from vizsla.rulebook import with_absolute_paths
 from vizsla.runs.files import write_json
 from vizsla.runs.folder import RunFolder
 from vizsla.settings import SettingsBase

@@ -15,9 +15,9 @@ import numpy as np
 from vizsla.debugging.recording import TensorUnavailable
 from vizsla.debugging.tensor import Tensor
 from vizsla.debugging.tensors import Series, Tensors
-from vizsla.debugging.thinning import evenly
 from vizsla.extras import require
 from vizsla.runs.folder import RunFolder
+from vizsla.thinning import evenly
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

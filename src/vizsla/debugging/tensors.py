@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class NothingCaptured(RunError):
+    """The run has no tensors; the message says how to get some."""
+
+
 @dataclass(frozen=True)
 class Series:
     """A number over steps: `steps` (n,) int64 ascending, `values` (n,) float64, NaN among them."""
@@ -288,11 +292,11 @@ class Tensors:
 
 
 def open_tensors(run: Path | str, rank: int = 0) -> Tensors:
-    """The captured tensors of a run. Raises `RunError`, which says how to capture, if it has
-    none."""
+    """The captured tensors of a run. Raises `NothingCaptured`, which says how to capture, if it
+    has none."""
     tensors = Tensors(run, rank)
     if tensors.is_empty:
-        raise RunError(
+        raise NothingCaptured(
             f"{run} has no captured tensors. Train with --debug, or put your own loop inside: "
             "with vizsla.debugging.watch(model, FOLDER)."
         )

@@ -1,7 +1,4 @@
-"""Bringing long recordings down to what a screen can show, and scales that a spike does not spoil.
-
-Numbers in, numbers out: what becomes of them is drawn elsewhere.
-"""
+"""Curves brought down to what a screen can show, and scales that a spike does not spoil."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vizsla.debugging.tensors import Series
+from vizsla.thinning import Floats, extremes, finite
 
 Steps = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 SMOOTHED_FROM = 20  # steps of a curve that a running median is drawn of
 
@@ -28,36 +25,10 @@ def smoothed(series: Series) -> Series:
 
 
 def thinned(series: Series, most: int) -> Series:
-    """At most so many points of a curve: of each stretch the lowest and the highest, so that peaks
-    stay."""
+    """At most so many points of a curve, its peaks among them."""
     values = finite(series.values)
-    if len(series) <= most:
-        return Series(series.steps, values)
-    kept: set[int] = {0, len(series) - 1}
-    for part in np.array_split(np.arange(len(series)), most // 2 - 1):
-        if not np.isnan(values[part]).all():
-            kept |= {int(part[np.nanargmin(values[part])]), int(part[np.nanargmax(values[part])])}
-    chosen = np.array(sorted(kept))
-    return Series(series.steps[chosen], values[chosen])
-
-
-def evenly(steps: Steps, most: int) -> NDArray[np.int64]:
-    """Places of at most so many steps, at even distances, with the first and the last."""
-    if not len(steps):
-        return np.zeros(0, np.int64)
-    return np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).astype(np.int64))
-
-
-def columns(steps: Steps, most: int) -> NDArray[np.int64]:
-    """Places at which at most so many stretches of steps begin, which together are all."""
-    places = np.linspace(0, len(steps), min(most, len(steps)), endpoint=False)
-    return np.unique(places.astype(np.int64))
-
-
-def largest(values: Floats, starts: NDArray[np.int64]) -> Floats:
-    """Of `values` (steps, names) the largest number of each stretch that begins at `starts`."""
-    found: Floats = np.fmax.reduceat(finite(values), starts, axis=0)
-    return found
+    kept = extremes(values, most)
+    return Series(series.steps[kept], values[kept])
 
 
 def rebinned(shares: Floats, edges: Floats, levels: Floats) -> Floats:
@@ -115,11 +86,6 @@ def mass_range(shares: Floats, edges: Floats) -> tuple[float, float]:
     below = np.concatenate([[0.0], np.cumsum(shares)])
     low, high = np.interp((0.005, 0.995), below, edges)
     return float(low), float(high)
-
-
-def finite(values: Floats) -> Floats:
-    """NaN, a gap in a figure, instead of infinity, which JSON cannot say."""
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _lasting(series: Series) -> Floats:

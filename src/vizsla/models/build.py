@@ -19,6 +19,7 @@ from vizsla.data.transforms import Preprocessing
 from vizsla.errors import ModelError, SettingError, nearest
 from vizsla.models.hub import fetch_pretrained
 from vizsla.models.weights import WeightsFile, head_names, read_weights
+from vizsla.phases import phase
 from vizsla.settings import ModelSettings, PictureSettings
 
 # isort: split
@@ -50,12 +51,14 @@ def build_network(settings: ModelSettings, pictures: PictureSettings, class_coun
     cannot be reached. Random weights are drawn from torch's global generator: seed it before.
     """
     check_architecture(settings.model)
-    local = (
-        None if settings.weights in ("pretrained", "none") else read_weights(Path(settings.weights))
-    )
+    local = None
+    if settings.weights not in ("pretrained", "none"):
+        with phase("weights"):
+            local = read_weights(Path(settings.weights))
     arguments = _arguments(settings, pictures, local)
     if settings.weights == "pretrained":
-        file, origin = fetch_pretrained(settings.model)
+        with phase("weights"):
+            file, origin = fetch_pretrained(settings.model)
         adapted = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
         module = _create(settings.model, class_count, {**arguments, **adapted})
         _start_head(module)
@@ -66,7 +69,8 @@ def build_network(settings: ModelSettings, pictures: PictureSettings, class_coun
         weights_hash = sha256_of(local.path) if local is not None else None
         if local is not None:
             _start_head(module)
-            local.load_into(module)
+            with phase("weights"):
+                local.load_into(module)
     if pictures.size_px is not None:
         _check_size(module, settings.model, pictures.size_px)
     return Network(

@@ -51,9 +51,18 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
 
 def append_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Append JSON lines in one write. Raises `StorageError` on a full disk."""
-    text = "".join(
+    append_text(path, json_lines(records))
+
+
+def json_lines(records: list[dict[str, Any]]) -> str:
+    """A line of JSON for each record."""
+    return "".join(
         json.dumps(record, separators=(",", ":"), default=plain_number) + "\n" for record in records
     )
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append whole lines in one write. Raises `StorageError` on a full disk."""
     try:
         with path.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
@@ -72,12 +81,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # cut off by a kill, or still being written
-            if isinstance(record, dict):
+            if (record := _record(line)) is not None:
                 yield record
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line's object; None of one that is damaged, cut off by a kill, or still being written."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def plain_number(value: Any) -> Any:

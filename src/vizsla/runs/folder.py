@@ -11,6 +11,9 @@
                            stopped by rule
     debug.json             how the debugger was set
     tensors.jsonl          what the debugger captured, with tensors/
+    profile.json           how the profiler was set
+    profile-NODE.jsonl     samples of a machine, a line each
+    timeline.jsonl         where the time of each step went, and of what lies between steps
     corrupt_pictures.csv   pictures that were skipped or repaired, and why
     checkpoints/           last.pt and best.pt
     evaluation-valid.json, evaluation-test.json, predictions-valid.csv, predictions-test.csv
@@ -115,19 +118,35 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for writing; raises `RunError` where another process does."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+        with self._held(".lock", "trained"):
+            for leftover in (*self.path.glob(".*.part*"), *self.checkpoints.glob(".*.part")):
+                if leftover.is_file():  # of a writer that was killed
+                    leftover.unlink(missing_ok=True)
+            yield
+
+    def profiled(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run for writing a profile, beside whoever trains or watches; raises `RunError`
+        where another process does."""
+        return self._held(".profile.lock", "profiled")
+
+    def timed(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run of a command for writing the steps of a loop in it; raises `RunError` where
+        another process does."""
+        return self._held(".timeline.lock", "timed")
+
+    @contextlib.contextmanager
+    def _held(self, name: str, how: str) -> Iterator[None]:
+        lock = FileLock(self.path / name, timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             raise RunError(
-                f"The run {self.path} is being trained by another process; wait for it or stop it."
+                f"The run {self.path} is being {how} by another process; wait for it or stop it."
             ) from None
         except OSError as error:
-            raise storage_error(self.path / ".lock", error) from error
+            raise storage_error(self.path / name, error) from error
         try:
-            for leftover in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
-                if leftover.is_file():  # of a writer that was killed
-                    leftover.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -150,15 +169,17 @@ class RunFolder:
 
     def epochs(self) -> list[EpochRecord]:
         """One record for each finished epoch, in order."""
-        by_epoch = {line["epoch"]: line for line in read_lines(self.path / "metrics.jsonl")}
-        return [_epoch_record(by_epoch[epoch]) for epoch in sorted(by_epoch)]
+        found = map(_epoch_record, read_lines(self.path / "metrics.jsonl"))
+        by_epoch = {record.epoch: record for record in found if record is not None}
+        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
     def append_steps(self, lines: list[dict[str, Any]]) -> None:
         append_lines(self.path / "steps.jsonl", lines)
 
     def steps(self) -> list[dict[str, Any]]:
         """One line for each optimiser update, in order."""
-        by_step = {line["step"]: line for line in read_lines(self.path / "steps.jsonl")}
+        lines = read_lines(self.path / "steps.jsonl")
+        by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
         return [by_step[step] for step in sorted(by_step)]
 
     def append_findings(self, findings: Iterable[Finding]) -> None:
@@ -168,7 +189,7 @@ class RunFolder:
 
     def findings(self) -> list[dict[str, Any]]:
         """The findings so far, each once, as it was last."""
-        lines = read_lines(self.path / "findings.jsonl")
+        lines = filter(_is_finding, read_lines(self.path / "findings.jsonl"))
         return list({identity_of(line): line for line in lines}.values())
 
     def write_trunk(self, facts: Mapping[str, Any]) -> None:
@@ -182,6 +203,10 @@ class RunFolder:
     def debug_settings(self) -> dict[str, Any] | None:
         """How the debugger was set; None where there was none."""
         return self._read_json("debug.json")
+
+    def profile_settings(self) -> dict[str, Any] | None:
+        """How the profiler was set; None where there was none."""
+        return self._read_json("profile.json")
 
     def write_problems(self, problems: Iterable[PictureProblem]) -> None:
         """Write the list of pictures that were skipped or repaired."""
@@ -250,7 +275,8 @@ class RunFolder:
         if self.is_finished:
             return "finished"
         try:
-            with self.locked():
+            # Not `locked`, which would clear away what a loop that is only profiled is writing.
+            with self._held(".lock", "trained"), self.profiled():
                 pass
         except RunError:
             return "running"
@@ -291,6 +317,15 @@ def list_runs(parent: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(parent.iterdir()) if (path / "run.toml").is_file()]
 
 
-def _epoch_record(line: Mapping[str, Any]) -> EpochRecord:
-    parts = {name: SplitMetrics(**line[name]) for name in ("train", "valid")}
-    return EpochRecord(**{**line, **parts})
+def _epoch_record(line: Mapping[str, Any]) -> EpochRecord | None:
+    """The epoch of a line; None of one that is damaged."""
+    try:
+        parts = {name: SplitMetrics(**line[name]) for name in ("train", "valid")}
+        return EpochRecord(**{**line, **parts})
+    except (KeyError, TypeError):
+        return None
+
+
+def _is_finding(line: Mapping[str, Any]) -> bool:
+    texts = (line.get(name) for name in ("rule", "severity", "where", "meaning", "advice"))
+    return all(isinstance(text, str) for text in texts)

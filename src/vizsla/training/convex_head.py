@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from vizsla.errors import DataError, Interrupted, ModelError
+from vizsla.phases import phase
 from vizsla.records import EpochRecord, SplitMetrics
 from vizsla.training.evaluation import DeviceSums
 from vizsla.training.loop import weights_of
@@ -49,14 +50,16 @@ def fit_head(setup: Setup) -> Ended | None:
     """
     head = _linear_head(setup)
     started = time.perf_counter()
-    train, valid = (_split(setup, head, name) for name in ("train", "valid"))
+    with phase("fit"):
+        train, valid = (_split(setup, head, name) for name in ("train", "valid"))
     least, worse = math.inf, 0
     try:
         with stop_requests() as stop:
             setup.observers.on_start(setup.facts(first_epoch=0), stop=stop, parts=setup.parts(0))
             for number, (decay, iterations) in enumerate(_path(setup, head, train), start=1):
                 fitted = time.perf_counter()
-                figures = [_judge(setup, head, split) for split in (train, valid)]
+                with phase("evaluation"):
+                    figures = [_judge(setup, head, split) for split in (train, valid)]
                 better = figures[1].loss < least
                 least, worse = (figures[1].loss, 0) if better else (least, worse + 1)
                 setup.observers.on_epoch(
@@ -75,7 +78,8 @@ def fit_head(setup: Setup) -> Ended | None:
                     )
                 )
                 if better:
-                    setup.checkpoints.save_best(weights_of(setup.network))
+                    with phase("checkpoint"):
+                        setup.checkpoints.save_best(weights_of(setup.network))
                 if stop.signal_number is not None:
                     raise Interrupted(stop.signal_number, "Stopped; the fit begins again.")
                 if worse >= _PATIENCE or stop.reason is not None:
@@ -114,7 +118,8 @@ def _path(setup: Setup, head: nn.Linear, train: _Split) -> Iterator[tuple[float,
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        with phase("fit"):
+            optimizer.step(loss)  # type: ignore[no-untyped-call]
         iterations += int(optimizer.state[weight]["n_iter"])
         with torch.no_grad():
             head.weight.copy_(weight / scale)

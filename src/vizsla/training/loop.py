@@ -21,6 +21,7 @@ from torch import nn
 from vizsla.data.loader import Batch
 from vizsla.errors import DataError, Interrupted, SettingError, WorkError
 from vizsla.models.freezing import set_training_mode
+from vizsla.phases import phase
 from vizsla.records import EpochRecord, SplitMetrics
 from vizsla.training.checkpoint import Checkpoint, Progress
 from vizsla.training.evaluation import DeviceSums, evaluate
@@ -118,7 +119,8 @@ class Trainer:
                 last = number == len(group)
                 loss_sum += self._accumulate(batch, share=len(batch.labels) / pictures, sync=last)
         if pictures:
-            self._update(rate)
+            with phase("optimiser"):
+                self._update(rate)
         progress.batch += len(group)
         progress.step += 1
         progress.epoch_wait_seconds += wait_seconds
@@ -138,23 +140,31 @@ class Trainer:
     def _accumulate(self, batch: Batch, share: float, sync: bool) -> torch.Tensor:
         """Add a batch's gradients, weighing `share` of the update; its loss times that share."""
         setup = self._s
-        labels = batch.labels.to(setup.accelerator.device, non_blocking=True)
-        inputs, targets = setup.mixer(setup.inputs(batch.pixels), labels)
+        with phase("transfer"):
+            labels = batch.labels.to(setup.accelerator.device, non_blocking=True)
+            inputs, targets = setup.mixer(setup.inputs(batch.pixels), labels)
         with setup.gradient_sync(sync):
-            try:
-                logits = setup.trained(inputs).float()
-            except ValueError as error:  # batch norm's, of a batch that is or has become one
-                if len(labels) > 1:
-                    raise
-                raise SettingError(
-                    "A batch of one picture cannot train this network's batch norm; set "
-                    f"batch_size above {setup.recipe.batch_size}."
-                ) from error
-            loss: torch.Tensor = setup.loss(logits, targets)
-            setup.accelerator.backward(loss * share)
+            with phase("forward"):
+                logits = self._answer(inputs)
+                loss: torch.Tensor = setup.loss(logits, targets)
+            with phase("backward"):
+                setup.accelerator.backward(loss * share)
         detached = loss.detach()
         self._sums.add(detached, logits.detach(), labels)
         return detached * share
+
+    def _answer(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits (pictures, classes) in float32."""
+        try:
+            logits: torch.Tensor = self._s.trained(inputs).float()
+        except ValueError as error:  # batch norm's, of a batch that is or has become one
+            if len(inputs) > 1:
+                raise
+            raise SettingError(
+                "A batch of one picture cannot train this network's batch norm; set batch_size "
+                f"above {self._s.recipe.batch_size}."
+            ) from error
+        return logits
 
     def _update(self, rate: float) -> None:
         setup = self._s
@@ -171,7 +181,8 @@ class Trainer:
         setup, progress = self._s, self._progress
         train = self._sums.summed(setup.accelerator).summary()
         started = time.perf_counter()
-        valid = self._validate()
+        with phase("evaluation"):
+            valid = self._validate()
         if not math.isfinite(train.loss) or not math.isfinite(valid.loss):
             raise WorkError(
                 f"Training diverged: in epoch {progress.epoch + 1} the training loss is "
@@ -194,7 +205,8 @@ class Trainer:
         setup.observers.on_epoch(record)
         if better and setup.accelerator.is_main_process:
             averaged = setup.average.module if setup.average is not None else None
-            setup.checkpoints.save_best(weights_of(averaged or setup.network))
+            with phase("checkpoint"):
+                setup.checkpoints.save_best(weights_of(averaged or setup.network))
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.epoch_seconds = progress.epoch_wait_seconds = 0.0
         self._sums = self._fresh_sums()
@@ -238,12 +250,13 @@ class Trainer:
 
     def _groups(self) -> Iterator[tuple[list[Batch], float]]:
         """The epoch's remaining batches by update, with the seconds spent waiting for them."""
-        batches = iter(self._s.train_loader)
+        with phase("data_wait"):  # which starts the loader's processes
+            batches = iter(self._s.train_loader)
         while True:
             started = time.perf_counter()
-            group = [
-                batch for _, batch in zip(range(self._s.recipe.accumulate), batches, strict=False)
-            ]
+            with phase("data_wait"):
+                accumulated = zip(range(self._s.recipe.accumulate), batches, strict=False)
+                group = [batch for _, batch in accumulated]
             if not group:
                 return
             yield group, time.perf_counter() - started
@@ -255,15 +268,16 @@ class Trainer:
         started = time.perf_counter()
         setup.observers.on_save()
         averaged = setup.average.module if setup.average is not None else None
-        setup.checkpoints.save_last(
-            Checkpoint(
-                progress=self._progress,
-                sums=self._sums.state(),
-                network=weights_of(setup.network),
-                averaged=weights_of(averaged) if averaged is not None else None,
-                optimizer=setup.optimizer.state_dict(),
+        with phase("checkpoint"):
+            setup.checkpoints.save_last(
+                Checkpoint(
+                    progress=self._progress,
+                    sums=self._sums.state(),
+                    network=weights_of(setup.network),
+                    averaged=weights_of(averaged) if averaged is not None else None,
+                    optimizer=setup.optimizer.state_dict(),
+                )
             )
-        )
         self._saved_at, self._unsaved = time.perf_counter(), False
         self._save_seconds = self._saved_at - started
 

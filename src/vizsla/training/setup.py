@@ -25,6 +25,7 @@ from vizsla.errors import DataError, Interrupted, ModelError
 from vizsla.models.build import Network
 from vizsla.models.freezing import FreezePolicy, plan_freezing
 from vizsla.models.partition import Partition, partition
+from vizsla.phases import phase
 from vizsla.records import PictureProblem
 from vizsla.settings import Recipe
 from vizsla.training.checkpoint import CheckpointStore
@@ -149,7 +150,7 @@ def prepare(
     average = ModelEmaV3(module, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     rate = peak_rate(recipe)
     optimizer = build_optimizer(module, recipe, rate)
-    with stop_requests() as stop:
+    with stop_requests() as stop, phase("cache"):
         feed = FeedMaker(
             network, catalogue, recipe, policy, accelerator, observers, stop, engine_before
         ).make()

@@ -1,8 +1,7 @@
-"""What every rule of the debugger shares: settings that are checked, and how it says what it found.
+"""What every rule of the debugger shares: what it needs of capture, and where its findings are.
 
-A rule is a frozen settings model: its parameters are fields with defaults, ranges and help, and
-`judge` is a pure function of what was recorded. The built-in ones take the parameters of SageMaker
-Debugger's rules in snake case, from the same defaults.
+The built-in ones take the parameters of SageMaker Debugger's rules in snake case, from the same
+defaults.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ from typing import Any, ClassVar
 
 from vizsla.debugging.record import TrainingRecord
 from vizsla.findings import Finding, Severity
-from vizsla.settings import SettingsBase
+from vizsla.rulebook import BaseRule
 
 
-class DebugRule(SettingsBase):
+class DebugRule(BaseRule):
     """Base of the built-in rules and of users' own.
 
-    `name` is what people type. `needs` are collections that capture must record for it. A subclass
-    overrides `judge`, and `asks` where capture must know its settings.
+    `needs` are collections that capture must record for it. A subclass overrides `judge`, and
+    `asks` where capture must know its settings.
     """
 
-    name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -40,20 +38,20 @@ class DebugRule(SettingsBase):
         advice: str,
         *,
         severity: Severity = "warning",
-        step: int | None = None,
-        layer: str | None = None,
+        where: str | None = None,
         measured: float | None = None,
         threshold: float | None = None,
+        step: int | None = None,
+        layer: str | None = None,
         **evidence: Any,
     ) -> Finding:
-        """A finding of this rule. `layer` is a tensor, layer or class; more evidence as keywords
-        (plain numbers, texts and lists, since it is written as JSON)."""
+        """A finding of this rule. `layer` is a tensor, layer or class; it and the step are where it
+        is, unless that is said. More evidence as keywords, as `BaseRule` has it."""
         at = None if step is None else f"step {step}"
-        where = ", ".join(part for part in (layer, at) if part is not None) or "training"
-        known = {"layer": layer, "step": step, **evidence}
-        return Finding(
-            self.name, severity, where, meaning, advice, measured, threshold,
-            {key: value for key, value in known.items() if value is not None},
+        place = ", ".join(part for part in (layer, at) if part is not None)
+        return super().finding(
+            meaning, advice, severity=severity, where=where or place, measured=measured,
+            threshold=threshold, layer=layer, step=step, **evidence,
         )  # fmt: skip
 
 
