@@ -73,6 +73,17 @@ def debugged_run(dogs: DrawnDataset, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def profiled_run(dogs: DrawnDataset, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same with debugger and profiler. Do not change it."""
+    from vizsla import train
+    from vizsla.profiling import ProfileSettings
+
+    settings = ProfileSettings(profile_interval_ms=100)
+    runs = tmp_path_factory.mktemp("profiled")
+    return train(dogs.folder, TINY, runs=runs, debug=True, profile=settings)
+
+
+@pytest.fixture(scope="session")
 def head() -> Settings:
     return HEAD
 

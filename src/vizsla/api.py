@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vizsla.debugging.rules.choosing import RuleLike
     from vizsla.debugging.settings import DebugSettings
     from vizsla.findings import Finding
+    from vizsla.profiling.settings import ProfileSettings
     from vizsla.training.events import Observer
     from vizsla.tuning.events import StudyObserver
     from vizsla.tuning.study import Study
@@ -38,6 +39,7 @@ def train(
     resume: AnyPath | None = None,
     runs: AnyPath = "runs",
     debug: DebugSettings | bool = False,
+    profile: ProfileSettings | bool = False,
     observers: Iterable[Observer] = (),
 ) -> Run:
     """Train on `data` (a folder, an archive or a manifest) by `recipe`, in a new folder in `runs`.
@@ -45,7 +47,8 @@ def train(
     With `resume`, an earlier run's folder, go on from its last checkpoint instead. Returns the
     finished run: its `bundle` answers, its `epochs()` and `evaluation("test")` tell how well. With
     `debug` tensors are captured and judged while it trains, and the run's `tensors` read them; a
-    run that a finding stopped comes back with the status `stopped by rule` and no bundle.
+    run that a finding stopped comes back with the status `stopped by rule` and no bundle. With
+    `profile` the machine is sampled and each step timed, and the run's `profile` reads that.
 
     Raises `InputError` for whatever the caller can cure, and `Interrupted` after a signal, with
     everything saved.
@@ -53,22 +56,26 @@ def train(
     >>> run = train("dogImages.zip", Recipe(model="resnet18", epochs=5))  # doctest: +SKIP
     """
     from vizsla.debugging.observer import debugging_observers
-    from vizsla.pipeline import TrainingJob
+    from vizsla.profiling.observer import profiled
 
     if resume is not None:
-        if data is not None or recipe is not None or debug:
+        if data is not None or recipe is not None or debug or profile:
             raise SettingError(
-                "A resumed run goes on with its own data, recipe and debugger; give resume alone, "
-                "or train anew without it."
+                "A resumed run goes on with its own data, recipe, debugger and profiler; give "
+                "resume alone, or train anew without it."
             )
         run = RunFolder.open(Path(resume))
-        everyone = debugging_observers(run, observers)
-        return Run(TrainingJob.resumed(run, everyone).complete().path)
+        with profiled(run, debugging_observers(run, observers)) as everyone:
+            from vizsla.pipeline import TrainingJob
+
+            return Run(TrainingJob.resumed(run, everyone).complete().path)
     if data is None:
         raise SettingError("Nothing to train on: give a folder, an archive or a manifest.")
-    everyone = debugging_observers(debug, observers)
-    job = TrainingJob.started(data, recipe or Recipe(), Path(runs), everyone)
-    return Run(job.complete().path)
+    with profiled(profile, debugging_observers(debug, observers)) as everyone:
+        from vizsla.pipeline import TrainingJob
+
+        job = TrainingJob.started(data, recipe or Recipe(), Path(runs), everyone)
+        return Run(job.complete().path)
 
 
 def evaluate(model: AnyPath, data: AnyPath, *, split: str | None = None) -> BundleEvaluation:
@@ -150,19 +157,31 @@ def open_study(path: AnyPath) -> Study:
     return open_study(Path(path))
 
 
-def report(path: AnyPath) -> Path:
-    """Write the report of the study or run in a folder: one HTML file that needs nothing else. Of
-    a run it shows what the debugger captured."""
-    if (Path(path) / "run.toml").is_file():
-        run = RunFolder.open(Path(path))
-        _write_run_page(run, run.report)
-        return run.report
-    from vizsla.reports.page import write_page
-    from vizsla.tuning.report import lead_of, sections_of
+def report(
+    path: AnyPath,
+    *others: AnyPath,
+    price: float | str | None = None,
+    output: AnyPath | None = None,
+) -> Path:
+    """Write the report of the run or study in a folder: one HTML file that needs nothing else.
 
-    study = open_study(path)
-    write_page(study.folder.report, study.folder.name, lead_of(study), sections_of(study))
-    return study.folder.report
+    It lies in the folder, unless `output` names a file. With `others`, more runs, it is their
+    comparison, and lies beside them. `price` is what the machine costs an hour, in any money.
+
+    Raises `SettingError` for a price that is no number, `RunError` where a folder holds no run.
+    """
+    from vizsla import pages
+
+    paid, page = pages.as_price(price), Path(output) if output is not None else None
+    if others:
+        return pages.write_comparison([RunFolder.open(Path(one)) for one in (path, *others)], page)
+    if (Path(path) / "study.toml").is_file():
+        study = open_study(path)
+        pages.write_study(study, page or study.folder.report)
+        return page or study.folder.report
+    run = RunFolder.open(Path(path))
+    pages.write_run(run, page or run.report, paid)
+    return page or run.report
 
 
 def plot_tensors(path: AnyPath, page: AnyPath, regex: str | None = None) -> None:
@@ -170,24 +189,15 @@ def plot_tensors(path: AnyPath, page: AnyPath, regex: str | None = None) -> None
     names of, or of all that is known of the training."""
     run = open_run(path)
     if regex is None:
-        _write_run_page(run, Path(page))
+        from vizsla.pages import write_debugged
+
+        write_debugged(run, Path(page))
         return
     from vizsla.debugging.report import sections_of_tensors
     from vizsla.reports.page import write_page
 
     sections = sections_of_tensors(run.tensors, regex)
     write_page(Path(page), run.name, f"Captured tensors like {regex}", sections)
-
-
-def _write_run_page(run: RunFolder, page: Path) -> None:
-    """The page of all that the debugger knows of a run."""
-    from vizsla.debugging.judging import judge_run
-    from vizsla.debugging.report import lead_of, sections_of
-    from vizsla.reports.page import write_page
-
-    judged = judge_run(run)
-    about = judged.record.tensors, judged.findings
-    write_page(page, run.name, lead_of(*about), sections_of(*about))
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vizsla.debugging.tensors import Tensors, open_tensors
+from vizsla.profiling.recorded import Profile, open_profile
 from vizsla.runs.folder import RunFolder
 
 
@@ -13,3 +14,8 @@ class Run(RunFolder):
     def tensors(self) -> Tensors:
         """What the debugger captured. Raises `RunError`, which says how to capture, if nothing."""
         return open_tensors(self.path)
+
+    @property
+    def profile(self) -> Profile:
+        """What the profiler recorded. Raises `RunError`, which says how to profile, if nothing."""
+        return open_profile(self.path)

@@ -90,7 +90,7 @@ def test_a_mistake_is_told_in_a_sentence(
 def test_what_is_no_study_is_told_so(
     finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in (["tune", "show"], ["report"], ["tune", "--resume"]):
+    for command in (["tune", "show"], ["tune", "--resume"]):
         assert cli([*command, str(tmp_path)]) == 2
         assert "is not a study" in capsys.readouterr().err
     assert cli(["tune", "show", str(finished_run.path)]) == 2

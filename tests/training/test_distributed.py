@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vizsla.data.synthetic import DrawnDataset
+from vizsla.profiling.recorded import Profile
 from vizsla.runs.folder import list_runs
 
 PROGRAM = "from vizsla.cli import main; main()\n"
@@ -31,6 +32,7 @@ def test_two_processes_make_one_run_and_count_every_picture_once(
     command += ["--master-port", str(free_port()), str(script), "train", str(dogs.folder)]
     command += ["--runs", str(tmp_path / "runs"), "--model", "test_vit", "--weights", "none"]
     command += ["--unfreeze", "all", "--size-px", "64", "--workers", "0", "--batch-size", "5"]
+    command += ["--profile", "--profile-interval-ms", "100"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     try:
         done = subprocess.run(
@@ -58,3 +60,7 @@ def test_two_processes_make_one_run_and_count_every_picture_once(
     assert evaluation["accuracy"] == best.valid.accuracy
     assert done.stdout.count("run       ") == 1
     assert done.stdout.count("train:loss=") == 2
+    profile = Profile(run.path)
+    assert profile.nodes == ["algo-1"]  # one machine, sampled by one process
+    assert profile.ranks == [0, 1]
+    assert [len(profile.steps(rank)) for rank in profile.ranks] == [10, 10]

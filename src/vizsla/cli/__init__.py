@@ -12,6 +12,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
+from vizsla import phases
 from vizsla.errors import InputError, Interrupted, VizslaError
 from vizsla.version import __version__
 
@@ -25,6 +26,7 @@ _COMMANDS = {
     "train": ("vizsla.cli.train:train", "Train a classifier on pictures and write its bundle."),
     "tune": ("vizsla.cli.tune:app", "Search for the best settings, by many trainings."),
     "debug": ("vizsla.cli.debug:debug", "Judge what a run's debugger captured, and show it."),
+    "profile": ("vizsla.cli.profile:profile", "Tell where the time of a run or a command went."),
     "report": ("vizsla.cli.report:report", "Write the report of a run or a study."),
     "evaluate": ("vizsla.cli.evaluate:evaluate", "Evaluate a run or a bundle on pictures."),
     "predict": ("vizsla.cli.predict:predict", "Predict the class of pictures."),
@@ -40,13 +42,17 @@ for _name, (_home, _help) in _COMMANDS.items():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
+    phases.is_command = True
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str], command: App = app) -> int:
     """Run one command and return its exit code; what went wrong is on standard error."""
     try:
-        command(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = command(
+            _with_divider(arguments), exit_on_error=False, print_error=False,
+            result_action="return_value",
+        )  # fmt: skip
     except CycloptsError as error:
         return _complain(_rephrased(error), 2)
     except Interrupted as error:
@@ -62,7 +68,16 @@ def run(arguments: list[str], command: App = app) -> int:
         return 0
     except OSError as error:  # a folder or file that the system refuses
         return _complain(f"{error.filename or 'A file'}: {error.strerror or error}.", 2)
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _with_divider(arguments: list[str]) -> list[str]:
+    """The parser takes `--` away, by which `vizsla profile -- COMMAND` is told from `vizsla profile
+    RUN`: a second one stays. What follows it is never read as flags of ours."""
+    if arguments[:1] != ["profile"] or "--" not in arguments:
+        return arguments
+    at = arguments.index("--")
+    return [*arguments[:at], "--", *arguments[at:]]
 
 
 def _rephrased(error: CycloptsError) -> str:

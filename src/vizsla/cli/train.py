@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from vizsla.debugging.settings import DebugSettings
 from vizsla.errors import Interrupted, SettingError, WorkError
+from vizsla.profiling.settings import ProfileSettings
 from vizsla.settings import Recipe, Settings, read_recipe
 
 
@@ -21,6 +22,7 @@ def train(
     runs: Path = Path("runs"),
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
     debugging: Annotated[DebugSettings | None, Parameter(name="*")] = None,
+    profiling: Annotated[ProfileSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a classifier on pictures and write its bundle.
 
@@ -41,7 +43,9 @@ def train(
 
     given = settings.model_dump(exclude_unset=True) if settings is not None else {}
     debug = debugging if debugging is not None and debugging.is_on else False
-    extra = [*given, *(debugging.model_fields_set if debugging is not None else ())]
+    profile = profiling if profiling is not None and profiling.is_on else False
+    observing = [one for one in (debugging, profiling) if one is not None]
+    extra = [*given, *(name for one in observing for name in one.model_fields_set)]
     if resume is not None and (recipe is not None or extra):
         raise SettingError(
             "A resumed run goes on with its own settings; leave out "
@@ -53,8 +57,9 @@ def train(
     with TrainingDisplay() as display:
         try:
             done = api.train(
-                data, chosen, resume=resume, runs=runs, debug=debug, observers=[display]
-            )
+                data, chosen, resume=resume, runs=runs, debug=debug, profile=profile,
+                observers=[display],
+            )  # fmt: skip
         except Interrupted as stop:
             way_on = f"Go on with: vizsla train --resume {display.run_path}"
             raise Interrupted(stop.signal_number, f"{stop} {way_on}") from None
