@@ -75,7 +75,7 @@ def test_every_section_is_drawn_and_fits(
     write_page(tmp_path / "page.html", "Debugging", lead_of(recording, found), sections)
     page = open_page(tmp_path / "page.html", width, dark)
     headings = page.locator("main h2").all_inner_texts()
-    assert headings == ["Findings", *PICTURES, "Recorded"]
+    assert headings == ["Debugger findings", *PICTURES, "Recorded"]
     assert page.locator(".figure").count() == len(PICTURES)
     assert page.locator(".figure.failed").count() == 0
     assert page.evaluate(WITHIN)

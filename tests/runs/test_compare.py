@@ -86,3 +86,45 @@ def test_finished_run_beside_a_copy_differs_in_nothing(
     assert comparison.same_data
     assert comparison.figures["epochs"] == (2, 2)
     assert all(left == right for left, right in comparison.figures.values())
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for parent in ("here", "there"):
+        (tmp_path / parent).mkdir()
+    first, second = _run(tmp_path / "here", "same", {}), _run(tmp_path / "there", "same", {})
+    assert compare_runs([first, second, first]).names == (
+        "here/same", "there/same", "here/same (2)",
+    )  # fmt: skip
+    assert compare_runs([first, first]).names == ("same", "same (2)")
+
+
+def test_a_loop_that_was_only_watched_stands_beside_a_run(tmp_path: Path) -> None:
+    first, second = _run(tmp_path, "first", {"lr": 0.1}), RunFolder(tmp_path / "second")
+    second.path.mkdir()
+    second.write_facts({"kind": "watched"})
+    comparison = compare_runs([first, second])
+    assert comparison.settings == {"lr": (0.1, None)}
+    assert comparison.figures["epochs"] == (0, 0)
+    assert not comparison.same_data
+
+
+def test_differences_of_data_and_surroundings_are_told(tmp_path: Path) -> None:
+    runs = [RunFolder(tmp_path / name) for name in "ab"]
+    for at, run in enumerate(runs):
+        run.path.mkdir()
+        data = {"source": "/d", "classes": ["a"] * (at + 2), "pictures": {"train": at}}
+        run.write_facts({"data": data, "versions": {"torch": f"2.{at}"}, "hardware": {"cores": 2}})
+    comparison = compare_runs(runs)
+    assert comparison.data == {"classes": (2, 3), "train pictures": (0, 1)}
+    assert comparison.surroundings == {"torch": ("2.0", "2.1")}
+
+
+def test_a_damaged_file_hides_nothing_else(tmp_path: Path) -> None:
+    first, second = _run(tmp_path, "first", {}), _run(tmp_path, "second", {})
+    _evaluated(first, "valid", 0.75)
+    damaged = second.path / "evaluation-test.json"
+    damaged.write_text("{")
+    (second.path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    comparison = compare_runs([first, second])
+    assert comparison.figures["valid accuracy"] == (0.75, None)
+    assert comparison.damage == (f"{damaged} is damaged and was left out.",)

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vizsla.records import Section
 from vizsla.runs.files import write_text
@@ -29,6 +30,7 @@ _NUMERIC = re.compile(
     rf"[~≈<>≤≥]?\s?(?:{_NUMBER}|[-+]?(?:nan|inf))(?:\s?±\s?{_NUMBER})?(?:\s?(?:{_UNIT}))?",
     re.IGNORECASE,
 )
+_JOINT = re.compile(r"[/_](?=.)", re.DOTALL)
 _BLANK = frozenset({"", "-", "–", "—", "None"})
 
 
@@ -39,18 +41,30 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
     kept; nothing in them is read as markup. Raises `StorageError` where the file cannot be written.
     """
     page = _environment().from_string(_asset("page.html.jinja"))
-    scripts = _scripts() if any(section.figure is not None for section in sections) else ()
+    drawn = any(section.figure is not None for section in sections)
+    scripts = _scripts(sections, drawn)
     html = page.render(
         title=title,
         lead=lead,
         sections=sections,
+        contents=contents(sections),
         version=__version__,
         style=Markup(_asset("page.css")),
         scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
+        policy=_policy(scripts, drawn),
     )
     # A file's name may hold bytes that are no text in any encoding; they are shown as escapes.
     write_text(path, html.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def contents(sections: Sequence[Section]) -> list[tuple[str, list[tuple[int, str]]]]:
+    """The list of contents: parts in order, each with the numbers, from 1, and titles of its
+    sections."""
+    numbered = enumerate(sections, start=1)
+    return [
+        (part, [(number, section.title) for number, section in some])
+        for part, some in groupby(numbered, key=lambda one: one[1].part)
+    ]
 
 
 def is_numeric(cell: str) -> bool:
@@ -83,20 +97,31 @@ def embedded_json(text: str) -> Markup:
     return Markup(text)
 
 
-def _scripts() -> tuple[str, ...]:
-    import plotly.offline  # takes a moment, and a page without figures does without
+def foldable(name: str) -> Markup:
+    """A path or another long name that may go on in a new line after each of its parts."""
+    return Markup(_JOINT.sub(r"\g<0><wbr>", str(escape(name))))
 
-    return (plotly.offline.get_plotlyjs(), _asset("page.js"))
+
+def _scripts(sections: Sequence[Section], drawn: bool) -> tuple[str, ...]:
+    """What these sections need: Plotly is most of a page with figures, and no part of another."""
+    scripts: tuple[str, ...] = ()
+    if any(section.sortable or section.code for section in sections):
+        scripts += (_asset("controls.js"),)
+    if drawn:
+        import plotly.offline  # takes a moment
+
+        scripts += (plotly.offline.get_plotlyjs(), _asset("page.js"))
+    return scripts
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def _policy(scripts: Sequence[str], drawn: bool) -> str:
     """A content security policy: no request leaves the page, and only these scripts run in it.
 
     Plotly compiles the shaders of parallel coordinates and other WebGL figures by `Function`;
     without leave to evaluate it says that the browser had no WebGL.
     """
     hashes = [b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = [*(f"'sha256-{digest}'" for digest in hashes), "'unsafe-eval'"]
+    allowed = [*(f"'sha256-{digest}'" for digest in hashes), *(["'unsafe-eval'"] if drawn else [])]
     rules = (
         "default-src 'none'",
         *([f"script-src {' '.join(allowed)}"] if hashes else []),
@@ -113,9 +138,9 @@ def _environment() -> Environment:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.tests["numeric"] = is_numeric
     environment.filters["numeric_columns"] = numeric_columns
     environment.filters["embedded_json"] = embedded_json
+    environment.filters["foldable"] = foldable
     return environment
 
 

@@ -7,6 +7,7 @@
   const config = {
     responsive: true,
     displaylogo: false,
+    typesetMath: false, // a class may be called $x^2$
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
   const series = [
@@ -14,6 +15,8 @@
   ];
   const figures = [...document.querySelectorAll(".figure")].map((place) => {
     const source = place.querySelector("script").textContent;
+    const height = source.match(/"height":(\d+)/)?.[1]; // its room is kept until it is drawn
+    if (height) place.style.minHeight = `${height}px`;
     place.replaceChildren();
     return { place, source };
   });
@@ -78,7 +81,9 @@
     const across = axes(layout).filter((key) => key.startsWith("x"));
     const panels = new Set(across.map((key) => layout[key].domain?.[0] ?? 0)).size;
     const labels = Math.max(0, ...across.map((key) => layout[key].ticktext?.length ?? 0));
-    place.style.minWidth = `${Math.max(panels > 1 ? panels * 11 : 0, Math.min(labels * 6, 36))}rem`;
+    const least = layout.meta?.least_rem ?? 0; // what the figure itself asks for
+    const wanted = [panels > 1 ? panels * 11 : 0, Math.min(labels * 6, 36), least];
+    place.style.minWidth = `${Math.max(...wanted)}rem`;
     delete layout.width;
     layout.autosize = true;
     if (!narrow.matches) return;
@@ -96,22 +101,50 @@
     }
   };
 
-  const draw = () => {
+  const drawOne = ({ place, source }) => {
     const turn = dark.matches && !root.classList.contains("paper");
-    for (const { place, source } of figures) {
-      try {
-        const figure = JSON.parse(source);
-        const template = (((figure.layout ??= {}).template ??= {}).layout ??= {});
-        template.colorway = series;
-        const { data = [], layout } = turn ? turned(figure) : figure;
-        dress(data, layout);
-        fit(place, data, layout);
-        Plotly.react(place, data, layout, config);
-      } catch (error) {
-        place.classList.add("failed"); // one broken figure leaves the others standing
-        console.error(error);
-      }
+    try {
+      const figure = JSON.parse(source);
+      const template = (((figure.layout ??= {}).template ??= {}).layout ??= {});
+      template.colorway = series;
+      const { data = [], layout } = turn ? turned(figure) : figure;
+      dress(data, layout);
+      fit(place, data, layout);
+      Plotly.react(place, data, layout, config);
+    } catch (error) {
+      place.style.minHeight = "";
+      place.classList.add("failed"); // one broken figure leaves the others standing
+      console.error(error);
     }
+  };
+
+  const waiting = new Map(figures.map((figure) => [figure.place, figure]));
+  const draw = () => {
+    waiting.clear();
+    figures.forEach(drawOne);
+  };
+
+  // At first what is in sight, or soon will be; the rest one by one, whenever there is time.
+  const drawFirst = () => {
+    const take = (place) => {
+      const figure = waiting.get(place);
+      if (!waiting.delete(place)) return;
+      drawOne(figure);
+    };
+    const nearby = new IntersectionObserver(
+      (entries) => entries.filter((one) => one.isIntersecting).forEach((one) => take(one.target)),
+      { rootMargin: "50%" },
+    );
+    const whenIdle = globalThis.requestIdleCallback ?? ((call) => setTimeout(call, 50));
+    const next = () => {
+      for (const place of waiting.keys()) {
+        take(place);
+        whenIdle(next);
+        return;
+      }
+    };
+    for (const place of waiting.keys()) nearby.observe(place);
+    whenIdle(next);
   };
 
   const onPaper = (paper) => () => {
@@ -119,7 +152,7 @@
     draw();
   };
 
-  draw();
+  drawFirst();
   dark.addEventListener("change", draw);
   narrow.addEventListener("change", () => {
     for (const { place } of figures) Plotly.purge(place); // a colour bar that turns leaves remains
