@@ -25,6 +25,7 @@ _ORDER = (
     "frozen",
     "tuning",
     "debugging",
+    "profiling",
     "recipes",
     "extraction",
     "many_pictures",

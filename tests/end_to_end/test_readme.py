@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from vizsla import open_run
 from vizsla.cli import run
 from vizsla.data.synthetic import DrawnDataset
 from vizsla.runs.folder import RunFolder
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = "runs/2026-11-21-103525-mobilenetv2_100"
 DEBUGGED = "runs/2026-11-21-170430-mobilenetv2_100"
+PROFILED = "runs/2026-11-21-203000-mobilenetv2_100"
 STUDY = "studies/2026-11-21-133259-mobilenetv2_100"
 
 # What a command of the README says, and what the test puts in its place to take seconds.
@@ -37,7 +39,7 @@ COMMANDS = [line for line in code_lines(README) if line.startswith("vizsla ")]
 @pytest.fixture
 def desk(
     tmp_path: Path, dogs: DrawnDataset, finished_run: RunFolder, debugged_run: RunFolder,
-    finished_study: Study, monkeypatch: pytest.MonkeyPatch,
+    profiled_run: RunFolder, finished_study: Study, monkeypatch: pytest.MonkeyPatch,
 ) -> Path:  # fmt: skip
     """A folder in which the README's names exist."""
     for name in ("dogImages", "pets5"):
@@ -46,6 +48,8 @@ def desk(
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     shutil.copytree(finished_run.path, tmp_path / RUN)
     shutil.copytree(debugged_run.path, tmp_path / DEBUGGED)
+    shutil.copytree(profiled_run.path, tmp_path / PROFILED)
+    (tmp_path / "count.py").write_text("print(sum(range(1000)))\n")
     shutil.copytree(finished_study.folder.path, tmp_path / STUDY)
     for name in ("A", "B"):
         (tmp_path / "runs" / name).symlink_to(finished_run.path)
@@ -80,7 +84,7 @@ def made_small(command: str) -> list[str]:
 
 def test_the_readme_has_commands_of_every_verb() -> None:
     verbs = {command.split()[1] for command in COMMANDS}
-    assert verbs >= {"train", "tune", "report", "predict", "evaluate", "runs", "debug"}
+    assert verbs >= {"train", "tune", "report", "predict", "evaluate", "runs", "debug", "profile"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -108,6 +112,17 @@ def test_the_loop_of_the_readme_is_watched(desk: Path) -> None:
     }
     exec(compile(python_block("from vizsla.debugging import"), "README.md", "exec"), names)
     assert (desk / "runs" / "mine" / "tensors.jsonl").is_file()
+
+
+def test_the_loop_of_the_readme_is_profiled(desk: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    names = {
+        "model": model,
+        "criterion": nn.CrossEntropyLoss(),
+        "loader": [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))] * 3,
+    }
+    exec(compile(python_block("from vizsla.profiling import"), "README.md", "exec"), names)
+    assert len(open_run(desk / "runs" / "timed").profile.steps()) == 3
 
 
 def test_the_demonstration_learns_and_answers(
