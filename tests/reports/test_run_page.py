@@ -228,8 +228,12 @@ def test_a_loop_that_was_only_watched_has_a_page(tmp_path: Path) -> None:
 def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
     run = RunFolder.at(tmp_path / "run")
     run.write_facts({})
-    _, sections = _composed(run)
-    write_page(tmp_path / "page.html", "Run", "", list(sections.values()))
+    lead, sections = _composed(run)
+    assert "Interrupted" in lead
+    assert {"Summary", "Learning curves", "Classes", "Data", "Reproduce"} <= set(sections)
+    write_page(tmp_path / "page.html", "Run", lead, list(sections.values()))
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(f">{title}<" in page for title in sections)
 
 
 def test_damage_is_told_in_the_lead(small: RunFolder) -> None:
