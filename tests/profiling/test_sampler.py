@@ -172,16 +172,15 @@ def test_a_killed_child_does_not_end_sampling(tmp_path: Path) -> None:
 def test_a_sample_that_comes_late_does_not_end_sampling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = Sampler._take
+    sampler = Sampler(tmp_path, interval_ms=100)
+    wait = sampler._stop.wait
 
-    def late(self: Sampler) -> None:
-        if self.samples in (2, 3):
-            time.sleep(0.185)  # of two intervals, so that the next is due at once
-        take(self)
+    def late(seconds: float) -> bool:  # so that the next one is due at once
+        return wait(seconds + 0.09 * (sampler.samples in (2, 3, 4)))
 
-    monkeypatch.setattr(Sampler, "_take", late)
-    with Sampler(tmp_path, interval_ms=100) as sampler:
-        wait_until(lambda: sampler.samples >= 8)
+    monkeypatch.setattr(sampler._stop, "wait", late)
+    with sampler:
+        wait_until(lambda: sampler.samples >= 8, patience_s=10)
     assert len(Profile(tmp_path).samples()) >= 8
 
 
