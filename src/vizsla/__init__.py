@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 from vizsla.version import __version__
 
 if TYPE_CHECKING:
-    from vizsla.api import debug, evaluate, open_run, open_study, predict, report, train, tune
+    from vizsla.api import (
+        debug,
+        evaluate,
+        export,
+        open_run,
+        open_study,
+        predict,
+        report,
+        serve,
+        train,
+        tune,
+    )
     from vizsla.bundle.predictor import Predictor, load_bundle
     from vizsla.errors import VizslaError
     from vizsla.records import Prediction
@@ -31,11 +42,13 @@ _HOMES = {
     "VizslaError": "vizsla.errors",
     "debug": "vizsla.api",
     "evaluate": "vizsla.api",
+    "export": "vizsla.api",
     "load_bundle": "vizsla.bundle.predictor",
     "open_run": "vizsla.api",
     "open_study": "vizsla.api",
     "predict": "vizsla.api",
     "report": "vizsla.api",
+    "serve": "vizsla.api",
     "train": "vizsla.api",
     "tune": "vizsla.api",
 }
@@ -52,11 +65,13 @@ __all__ = [
     "__version__",
     "debug",
     "evaluate",
+    "export",
     "load_bundle",
     "open_run",
     "open_study",
     "predict",
     "report",
+    "serve",
     "train",
     "tune",
 ]

@@ -8,7 +8,7 @@ starts without torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,55 @@ def evaluate(model: AnyPath, data: AnyPath, *, split: str | None = None) -> Bund
 def predict(model: AnyPath, pictures: Sequence[Picture], *, top_k: int = 5) -> list[Prediction]:
     """The answer of a run's or bundle's model for each of `pictures`."""
     return load_bundle(model).predict(list(pictures), top_k)
+
+
+def export(
+    model: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    output: AnyPath | None = None,
+    tell: Callable[[str, str], None] = lambda stage, message: None,
+    **settings: Any,
+) -> Path:
+    """Make a new, verified bundle of a run's or bundle's model; the new bundle's folder.
+
+    `settings` are those of `ExportSettings`: `to="onnx"` (or tflite, torchscript, torch-export),
+    `quantize="int8"`, `prune=0.3`, `prune_method`, `recovery_epochs`, `max_loss=0.01`,
+    `calibration_pictures`. `data` are the pictures to calibrate and verify on, by default those of
+    the bundle's run; `output` is the new folder, by default beside the old one and named after what
+    was done. `tell` hears of each stage and what happens in it.
+
+    Raises `InputError` for whatever the caller can cure, and `WorkError` where the export fails or
+    loses more than `max_loss`; nothing is then written.
+
+    >>> export("runs/…", quantize="int8")  # doctest: +SKIP
+    PosixPath('runs/…/bundle-int8')
+    """
+    from vizsla.exporting.settings import ExportSettings
+    from vizsla.exporting.variants import export_bundle
+
+    pictures, folder = (None if one is None else Path(one) for one in (data, output))
+    return export_bundle(Path(model), ExportSettings(**settings), pictures, folder, tell)
+
+
+def archive(model: AnyPath, path: AnyPath) -> Path:
+    """Write a run's or bundle's model to `path` as SageMaker's hosting wants it: a `model.tar.gz`
+    that answers by itself. Raises `BundleError` for a damaged bundle."""
+    from vizsla.exporting.archive import write_archive
+
+    return write_archive(Path(model), Path(path))
+
+
+def serve(model: AnyPath, **settings: Any) -> None:
+    """Serve a run's or bundle's model over HTTP until SIGTERM or Ctrl-C; in the main thread.
+
+    `settings` are those of `ServeSettings`, such as `port=8080`, `token_file="token"`, `workers=2`.
+    Raises `InputError` for whatever the caller can cure.
+    """
+    from vizsla.serving.server import serve
+    from vizsla.serving.settings import ServeSettings
+
+    serve(model, ServeSettings(**settings))
 
 
 def open_run(path: AnyPath) -> Run:
@@ -202,14 +251,17 @@ def plot_tensors(path: AnyPath, page: AnyPath, regex: str | None = None) -> None
 
 __all__ = [
     "Predictor",
+    "archive",
     "debug",
     "evaluate",
+    "export",
     "load_bundle",
     "open_run",
     "open_study",
     "plot_tensors",
     "predict",
     "report",
+    "serve",
     "train",
     "tune",
 ]

@@ -40,7 +40,12 @@ class DataError(InputError):
 
 
 class PictureError(InputError):
-    """One picture cannot be decoded."""
+    """One picture cannot be decoded. `code` says why in a word, as the server's answers do:
+    not_a_picture, broken_picture or picture_too_large."""
+
+    def __init__(self, message: str, code: str = "broken_picture") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ModelError(InputError):

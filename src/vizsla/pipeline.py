@@ -15,7 +15,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from itertools import islice
@@ -34,18 +34,19 @@ from vizsla.data.catalogue import Catalogue
 from vizsla.data.cores import available_cores
 from vizsla.data.integrity import CATALOGUE_RULES
 from vizsla.data.loader import Draw, PictureDataset
-from vizsla.data.sources import open_source, read_manifest
+from vizsla.data.sources import open_source
 from vizsla.data.splits import divide
 from vizsla.data.transforms import Preprocessing
-from vizsla.errors import DataError, RunError, WorkError
-from vizsla.export.bundle_files import write_bundle
-from vizsla.export.verify import verify_onnx
+from vizsla.errors import RunError, WorkError
+from vizsla.exporting.bundle_files import write_bundle
+from vizsla.exporting.verify import verify_onnx
 from vizsla.findings import judge_all
 from vizsla.metrics import per_class
 from vizsla.models.build import Network, build_network, check_architecture, rebuild
 from vizsla.models.freezing import plan_freezing
 from vizsla.phases import phase
 from vizsla.records import SPLITS
+from vizsla.runs.catalogue import reopened
 from vizsla.runs.files import storage_error
 from vizsla.runs.folder import STOPPED_BY_RULE, WATCHED, RunFolder
 from vizsla.settings import Recipe
@@ -124,7 +125,7 @@ class TrainingJob:
         recipe = Recipe(**facts["recipe"])
         accelerator = start_accelerator(recipe)
         with phase("data"):
-            catalogue = _reopened(run, facts)
+            catalogue = reopened(run, facts)
         torch.manual_seed(recipe.seed)
         with phase("model"):
             if (run.checkpoints / "last.pt").exists():
@@ -309,31 +310,6 @@ def _facts(
     if network.weights_hash is not None:
         facts["model"]["weights_sha256"] = network.weights_hash
     return facts
-
-
-def _reopened(run: RunFolder, facts: dict[str, Any]) -> Catalogue:
-    """The run's own division of its pictures, on the same pictures as then."""
-    root = Path(facts["data"]["root"])
-    if not root.is_dir():  # an archive whose unpacked copy has been cleared away
-        root = open_source(facts["data"]["source"]).root
-    catalogue = replace(read_manifest(run.catalogue, exact=True), root=root)
-    folders = [label.folder for label in catalogue.classes]
-    if folders != facts["data"]["classes"]:
-        raise RunError(
-            f"The run {run.path} was begun with {len(facts['data']['classes'])} classes and its "
-            f"catalogue.csv has {len(folders)}; it has been changed. Train anew."
-        )
-    gone = [
-        path
-        for path in catalogue.paths[:: max(1, len(catalogue) // 100)]
-        if not (root / path).is_file()
-    ]
-    if gone:
-        raise DataError(
-            f"The run's picture {root / gone[0]} is gone. Put the pictures back where they were, "
-            "or train anew."
-        )
-    return replace(catalogue, split_seed=facts["data"].get("split_seed"))
 
 
 def _network_of(facts: dict[str, Any], class_count: int) -> Network:

@@ -6,7 +6,7 @@ Behaviour lives with the code that makes or uses a record, not here.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 SPLITS = ("train", "valid", "test")
@@ -54,11 +54,14 @@ class Prediction:
     path: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        facts = asdict(self)
-        facts["top_k"] = list(facts["top_k"])
-        if self.path is None:
-            del facts["path"]
-        return facts
+        # Not asdict, which takes as long as the rest of what a server does for an answer.
+        facts: dict[str, Any] = {
+            "predicted_label": self.predicted_label,
+            "class_name": self.class_name,
+            "confidence": self.confidence,
+            "top_k": [vars(entry).copy() for entry in self.top_k],
+        }
+        return facts if self.path is None else {**facts, "path": self.path}
 
 
 @dataclass(frozen=True)

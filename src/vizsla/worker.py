@@ -25,7 +25,7 @@ from vizsla.debugging.observer import TrainingDebugger
 from vizsla.debugging.settings import DebugSettings
 from vizsla.engines.base import Job
 from vizsla.errors import Interrupted, RunError, VizslaError, WorkError
-from vizsla.export.footprint import footprint_of
+from vizsla.exporting.footprint import footprint_of
 from vizsla.pipeline import TrainingJob
 from vizsla.records import EpochRecord
 from vizsla.runs.folder import RunFolder

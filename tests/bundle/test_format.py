@@ -43,6 +43,12 @@ def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
     assert read_facts(_written(tmp_path, FACTS.to_dict())) == FACTS
 
 
+def test_export_comes_back_and_older_readers_never_meet_an_empty_one(tmp_path: Path) -> None:
+    exported = replace(FACTS, export={"format": "onnx", "verification": {"agreement": 0.98}})
+    assert read_facts(_written(tmp_path, exported.to_dict())) == exported
+    assert "export" not in FACTS.to_dict()
+
+
 def test_facts_of_a_training_are_complete(finished_run: RunFolder) -> None:
     facts = read_facts(finished_run.bundle)
     assert facts.architecture == "test_resnet"
@@ -100,8 +106,25 @@ def test_any_value_in_the_facts_is_read_or_told(
     assert "is damaged" in told
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size_px", "x"), ("size_px", 0), ("size_px", 10**9), ("size_px", 64.5), ("crop", "round"),
+        ("interpolation", None), ("crop_pct", 0), ("crop_pct", "x"), ("mean", []), ("mean", [1, 2]),
+        ("mean", ["a", "b", "c"]), ("std", [0.2, 0.2, 0]), ("std", [0.2, 0.2, float("nan")]),
+    ],
+)  # fmt: skip
+def test_preprocessing_that_prepares_no_picture_is_told(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    facts = FACTS.to_dict()
+    facts["preprocessing"][name] = value
+    with pytest.raises(BundleError, match="is damaged"):
+        read_facts(_written(tmp_path, facts))
+
+
 @pytest.mark.parametrize("name", [name for name in asdict(FACTS) if name not in (
-    "temperature", "abstention_threshold", "files"
+    "temperature", "abstention_threshold", "files", "export"
 )])  # fmt: skip
 def test_missing_fact_is_told(tmp_path: Path, name: str) -> None:
     content = FACTS.to_dict()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vizsla.cli import run as cli
-from vizsla.data.cache import cache_folder
 from vizsla.data.record_store import RecordStore
+from vizsla.places import cache_folder
 
 
 @pytest.fixture(autouse=True)

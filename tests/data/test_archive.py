@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vizsla.data import archive as archive_module
-from vizsla.data.archive import cache_folder, unpack
+from vizsla.data.archive import unpack
 from vizsla.data.sources import open_source
 from vizsla.errors import DataError, StorageError
+from vizsla.places import cache_folder
 
 KEEP = frozenset({".jpg", ".csv"})
 SPLITS = ["train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg", "test/b/4.jpg"]

@@ -13,6 +13,7 @@ import pytest
 
 from vizsla.data import cache
 from vizsla.data.record_store import RecordStore
+from vizsla.places import cache_folder
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def store(name: str, size: int, age_s: float = 0.0, kind: str = "features") -> RecordStore:
     """A store of about `size` bytes that was last used `age_s` seconds ago."""
-    made = RecordStore(cache.cache_folder() / kind / name, f"about {name}")
+    made = RecordStore(cache_folder() / kind / name, f"about {name}")
     with made.writing(lambda: False):
         made.append([name.encode().ljust(16)], np.zeros((1, size), np.uint8))
     then = time.time() - age_s
@@ -53,7 +54,7 @@ def test_entries_tell_what_is_there_the_last_used_first(folder: Path) -> None:
 def test_a_store_with_damaged_facts_is_listed_all_the_same(facts: str) -> None:
     (store("a", 100).folder / cache.FACTS_FILE).write_text(facts)
     assert names() == {"a"}
-    assert cache.make_room(cache.cache_folder() / "features" / "b", 10, 1e6)
+    assert cache.make_room(cache_folder() / "features" / "b", 10, 1e6)
 
 
 def test_an_empty_or_missing_cache_has_no_entries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from vizsla import Recipe, train
-from vizsla.data.cache import cache_folder
 from vizsla.data.record_store import RecordStore
 from vizsla.data.synthetic import DrawnDataset, Faults, draw_dataset
 from vizsla.errors import DataError, StorageError
 from vizsla.findings import Finding
 from vizsla.models import trunk_engines
+from vizsla.places import cache_folder
 from vizsla.runs.folder import RunFolder, list_runs
 from vizsla.training import frozen_features
 from vizsla.training.events import Observer

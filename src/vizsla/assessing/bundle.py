@@ -14,7 +14,7 @@ from vizsla.bundle.format import BundleFacts
 from vizsla.bundle.predictor import Predictor, prepared_batches
 from vizsla.data.catalogue import Catalogue
 from vizsla.data.sources import open_source
-from vizsla.data.splits import divide
+from vizsla.data.splits import divided_as_trained
 from vizsla.errors import DataError, PictureError, SettingError
 from vizsla.metrics import MetricSums, per_class
 from vizsla.records import SPLITS, PictureProblem, SplitMetrics
@@ -74,9 +74,7 @@ def _divided(catalogue: Catalogue, facts: BundleFacts, split: str | None) -> Cat
     """
     if split == "all":
         return catalogue
-    seed = facts.data.get("split_seed")
-    if seed is not None and catalogue.fingerprint() == facts.data.get("fingerprint"):
-        return divide(catalogue, int(seed))
+    catalogue = divided_as_trained(catalogue, facts.data)
     if catalogue.is_split or split is None:
         return catalogue
     raise DataError(

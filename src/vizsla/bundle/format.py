@@ -5,6 +5,7 @@ model.onnx          what answers
 model.safetensors   the weights, for training on and for other tools
 model.pth           the same as a state dict that loads with weights_only=True
 card.md             what the model is, for people
+model.tflite, model.torchscript.pt, model.pt2   an export's, for other runtimes
 code/               inference.py and the few modules that it needs
 """
 
@@ -24,12 +25,16 @@ from vizsla.records import ClassLabel
 FORMAT_VERSION = 1
 FACTS_FILE = "bundle.json"
 ONNX_FILE = "model.onnx"
+# Facts that are read by name; the list of files is looked through by `check_files`.
+_OBJECTS = ("arguments", "recipe", "metrics", "data", "export")
 
 
 @dataclass(frozen=True)
 class BundleFacts:
     """What `bundle.json` says. Logits are divided by `temperature` before the softmax.
-    `abstention_threshold` is kept for whoever decides on answers; the predictor gives them all."""
+    `abstention_threshold` is kept for whoever decides on answers; the predictor gives them all.
+    `metrics` are of `model.onnx`; `export` says what was done to make this bundle from another and
+    how the two compare, and is empty for a training's own."""
 
     architecture: str
     arguments: Mapping[str, Any]
@@ -43,10 +48,13 @@ class BundleFacts:
     temperature: float = 1.0
     abstention_threshold: float | None = None
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    export: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         facts = {**asdict(self), "preprocessing": self.preprocessing.to_dict()}
         facts["classes"] = [asdict(label) for label in self.classes]
+        if not self.export:  # older readers know no such name
+            del facts["export"]
         return {"format_version": FORMAT_VERSION, **facts}
 
 
@@ -68,9 +76,15 @@ def read_facts(folder: Path) -> BundleFacts:
     try:
         content["classes"] = tuple(ClassLabel(**label) for label in content["classes"])
         content["preprocessing"] = Preprocessing.from_dict(content["preprocessing"])
-        return BundleFacts(**content)
-    except (KeyError, TypeError) as error:
+        facts = BundleFacts(**content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path} is damaged: {error}.") from None
+    for name in _OBJECTS:
+        if not isinstance(getattr(facts, name), dict):
+            raise BundleError(f"{path} is damaged: its {name} is no object.")
+    if not isinstance(facts.temperature, int | float) or not facts.temperature > 0:
+        raise BundleError(f"{path} is damaged: its temperature is {facts.temperature!r}.")
+    return facts
 
 
 def check_files(folder: Path, facts: BundleFacts) -> None:

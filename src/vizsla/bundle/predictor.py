@@ -33,22 +33,12 @@ class Predictor:
     def __init__(self, folder: Path, facts: BundleFacts, threads: int | None = None) -> None:
         self.folder = folder
         self.facts = facts
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        path = folder / ONNX_FILE
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        # ONNX Runtime's own exceptions share no public base.
-        except Exception as error:
-            raise BundleError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+        self._session = open_session(folder / ONNX_FILE, threads)
         answers = self._session.get_outputs()[0].shape[-1]
         if answers != len(facts.classes):
             raise BundleError(
-                f"{path} tells {answers} classes apart and bundle.json names {len(facts.classes)}; "
-                "the bundle is not whole."
+                f"{folder / ONNX_FILE} tells {answers} classes apart and bundle.json names "
+                f"{len(facts.classes)}; the bundle is not whole."
             )
 
     @overload
@@ -84,10 +74,14 @@ class Predictor:
             image = decode(picture, at_least_px=preprocessing.decode_px)
         return preprocessing.normalise(np.asarray(preprocessing.fit(image)))
 
+    def logits(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The network's own outputs (batch, classes) for prepared inputs (batch, 3, size, size)."""
+        logits: NDArray[np.float32] = self._session.run(["logits"], {"pixels": inputs})[0]
+        return logits
+
     def log_probabilities(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
         """Log-probabilities (batch, classes) of prepared inputs (batch, 3, size, size)."""
-        logits: NDArray[Any] = self._session.run(["logits"], {"pixels": inputs})[0]
-        return log_softmax(logits / self.facts.temperature)
+        return log_softmax(self.logits(inputs) / self.facts.temperature)
 
     def probabilities(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities (batch, classes) of prepared inputs (batch, 3, size, size)."""
@@ -105,6 +99,22 @@ class Predictor:
         return Prediction(best.label, best.class_name, best.confidence, ranking, path)
 
 
+def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """The network of an ONNX file, to run on the processor with `threads` threads (None: all
+    cores). Raises `BundleError` where it cannot be loaded."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    # Its threads spin between two steps of a run, which is faster than sleeping, but after a run
+    # they would take the cores from those that decode the next picture.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime's own exceptions share no public base.
+    except Exception as error:
+        raise BundleError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
 def load_bundle(
     path: str | os.PathLike[str], *, threads: int | None = None, check: bool = False
 ) -> Predictor:
@@ -113,21 +123,26 @@ def load_bundle(
     `threads` is the number that one answer may use (all cores by default); `check` compares every
     file with its recorded hash first. Raises `BundleError`.
     """
-    folder = Path(path)
-    if not folder.exists():
-        raise BundleError(f"There is no {folder}. See: vizsla runs list")
-    for kind, command in (("run", "train"), ("study", "tune")):
-        if (folder / f"{kind}.toml").is_file():
-            if not (folder / "bundle").is_dir():
-                raise BundleError(
-                    f"The {kind} {folder} has no bundle: it was stopped before its end. Finish it "
-                    f"with: vizsla {command} --resume {folder}"
-                )
-            folder = folder / "bundle"
+    folder = bundle_folder(Path(path))
     facts = read_facts(folder)
     if check:
         check_files(folder, facts)
     return Predictor(folder, facts, threads)
+
+
+def bundle_folder(path: Path) -> Path:
+    """The bundle in `path`: itself, or that of a finished run or study. Raises `BundleError`."""
+    if not path.exists():
+        raise BundleError(f"There is no {path}. See: vizsla runs list")
+    for kind, command in (("run", "train"), ("study", "tune")):
+        if (path / f"{kind}.toml").is_file():
+            if not (path / "bundle").is_dir():
+                raise BundleError(
+                    f"The {kind} {path} has no bundle: it was stopped before its end. Finish it "
+                    f"with: vizsla {command} --resume {path}"
+                )
+            return path / "bundle"
+    return path
 
 
 def prepared_batches(

@@ -25,7 +25,8 @@ def info() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vizsla.data.cache import cache_folder, entries, in_words
+    from vizsla.data.cache import entries, in_words
+    from vizsla.places import cache_folder
 
     held = entries()
     print(f"{cache_folder()} (VIZSLA_CACHE names another folder)")

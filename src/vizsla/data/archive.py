@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from vizsla.data.cache import cache_folder
 from vizsla.errors import DataError, StorageError
+from vizsla.places import cache_folder
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 

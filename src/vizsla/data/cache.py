@@ -3,7 +3,8 @@
     features/      outputs of frozen layers
     images/        decoded, resized pictures
     archives/      unpacked archives
-    engines.json   which engine was fastest for which network
+    engines.json   which engine was fastest for which network in training
+    serving/       the same for each network that was served
 
 Features and images are what grows. They lie in stores (a folder each), and when a new store
 needs room, those that were not used for the longest time go first.
@@ -23,6 +24,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from vizsla.places import cache_folder
+
 GROWING = ("features", "images")
 KINDS = (*GROWING, "archives")
 FACTS_FILE = "store.json"
@@ -38,15 +41,6 @@ class CacheEntry:
     bytes: int
     used: float
     about: str
-
-
-def cache_folder() -> Path:
-    """Where vizsla keeps what it can make again: `VIZSLA_CACHE`, else the user's cache."""
-    chosen = os.environ.get("VIZSLA_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vizsla"
 
 
 def entries(kinds: tuple[str, ...] = KINDS) -> list[CacheEntry]:
@@ -82,6 +76,7 @@ def clear(older_than_s: float = 0.0) -> tuple[list[CacheEntry], list[CacheEntry]
     if not older_than_s:
         with contextlib.suppress(OSError):
             (cache_folder() / "engines.json").unlink()
+        shutil.rmtree(cache_folder() / "serving", ignore_errors=True)
     return gone, busy
 
 

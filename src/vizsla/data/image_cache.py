@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from vizsla.data.cache import cache_folder, in_words, make_room
+from vizsla.data.cache import in_words, make_room
 from vizsla.data.fixed_views import digests_of, picture_digest
 from vizsla.data.loader import Loaded, PictureDataset, loader_options
 from vizsla.data.record_store import RecordStore
 from vizsla.errors import StorageError
+from vizsla.places import cache_folder
 from vizsla.records import PictureProblem
 
 _FORMAT = 1

@@ -6,7 +6,9 @@ are taken from it; a test split is never invented beside one that the user made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,18 @@ def divide(
         splits = catalogue.splits.copy()
         splits[trained] = _stratified(part, (0.9, 0.1, 0.0), seed)
         return replace(catalogue, splits=splits, split_seed=seed)
+    return catalogue
+
+
+def divided_as_trained(catalogue: Catalogue, trained: Mapping[str, Any]) -> Catalogue:
+    """The catalogue divided as a training did it, where it is of the same pictures; else as it is.
+
+    `trained` is what a bundle says of its data: `fingerprint`, and `split_seed` where vizsla
+    divided it. Data that came with a training split alone is completed as the training did it.
+    """
+    seed = trained.get("split_seed")
+    if seed is not None and catalogue.fingerprint() == trained.get("fingerprint"):
+        return divide(catalogue, int(seed))
     return catalogue
 
 

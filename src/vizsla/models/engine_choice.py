@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-from vizsla.data.cache import cache_folder
 from vizsla.errors import DependencyError, ModelError
 from vizsla.models.trunk_engines import (
     OnnxTrunk,
@@ -31,6 +30,7 @@ from vizsla.models.trunk_engines import (
     full_batch,
     to_onnx,
 )
+from vizsla.places import cache_folder
 
 # The one that is most often slowest comes last, since a slow one is not timed to the end.
 ENGINES = ("openvino", "onnxruntime", "torch")

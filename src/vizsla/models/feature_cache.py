@@ -19,11 +19,12 @@ import PIL
 import torch
 from numpy.typing import NDArray
 
-from vizsla.data.cache import cache_folder, in_words, make_room
+from vizsla.data.cache import in_words, make_room
 from vizsla.data.record_store import ENTRY_BYTES, RecordStore
 from vizsla.data.transforms import Preprocessing
 from vizsla.errors import StorageError
 from vizsla.models.partition import Partition
+from vizsla.places import cache_folder
 
 _FORMAT = 1
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vizsla.errors import WorkError
-from vizsla.export import onnx as export
-from vizsla.export.onnx import export_onnx
-from vizsla.export.verify import verify_onnx
+from vizsla.exporting import onnx as export
+from vizsla.exporting.onnx import export_onnx
+from vizsla.exporting.verify import verify_onnx
 from vizsla.models.build import rebuild
 from vizsla.models.onnx_graph import quick_graph
 

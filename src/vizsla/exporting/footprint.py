@@ -12,13 +12,12 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 from filelock import FileLock
 
-from vizsla.export.onnx import export_onnx
+from vizsla.exporting.onnx import export_onnx
+from vizsla.exporting.onnx_files import OnnxAnswerer
 from vizsla.models.build import Network, rebuild
 from vizsla.runs.files import write_json
 
@@ -61,13 +60,11 @@ def _measured(network: Network, class_count: int) -> dict[str, float]:
 
 
 def _answer_seconds(path: Path, size_px: int) -> float:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs: dict[str, Any] = {"pixels": np.zeros((1, 3, size_px, size_px), np.float32)}
+    answers = OnnxAnswerer(path, threads=1)
+    inputs = np.zeros((1, 3, size_px, size_px), np.float32)
     spans = []
     for _ in range(_ANSWERS):
         started = time.perf_counter()
-        session.run(None, inputs)
+        answers(inputs)
         spans.append(time.perf_counter() - started)
     return min(spans)

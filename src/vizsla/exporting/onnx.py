@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
 from vizsla.errors import WorkError
+from vizsla.exporting.onnx_files import OnnxAnswerer
 from vizsla.models.onnx_graph import OPSET, quick_graph
 from vizsla.runs.files import write_whole
 
@@ -34,10 +34,10 @@ def _quick(module: nn.Module, size_px: int) -> bytes | None:
     """The quick exporter's graph; None where it fails or answers otherwise than the network."""
     try:
         graph = quick_graph(module, torch.zeros(2, 3, size_px, size_px), "logits")
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        answers = OnnxAnswerer(graph)
         for count in (1, 3):  # of other sizes than the example's
             pixels = torch.linspace(-2, 2, count * 3 * size_px**2).view(count, 3, size_px, size_px)
-            (logits,) = session.run(["logits"], {"pixels": pixels.numpy()})
+            logits = answers(pixels.numpy())
             with torch.inference_mode():
                 expected = module(pixels).numpy()
             if not np.allclose(logits, expected, rtol=1e-3, atol=1e-4):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vizsla.exporting.onnx_files import OnnxAnswerer
 from vizsla.findings import Finding
 
 # Ten times the differences seen between the two runtimes in float32, a tenth of what could move
@@ -26,8 +26,7 @@ def verify_onnx(
     """Compare the probabilities of `path` with the module's on real `inputs` (n, 3, h, w)."""
     with torch.inference_mode():
         expected = module.eval()(torch.from_numpy(inputs)).softmax(dim=1).numpy()
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits = torch.from_numpy(session.run(["logits"], {"pixels": inputs})[0])
+    logits = torch.from_numpy(OnnxAnswerer(path)(inputs))
     difference = float(np.abs(logits.softmax(dim=1).numpy() - expected).max())
     if difference <= threshold:
         return []

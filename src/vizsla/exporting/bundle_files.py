@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -16,8 +19,9 @@ from torch import nn
 
 import vizsla
 from vizsla.bundle.format import FACTS_FILE, ONNX_FILE, BundleFacts, describe_files
-from vizsla.errors import VizslaError
-from vizsla.export.onnx import export_onnx
+from vizsla.errors import SettingError, VizslaError
+from vizsla.exporting.card import model_card
+from vizsla.exporting.onnx import export_onnx
 from vizsla.runs.files import storage_error, write_json
 
 # What bundle.predictor imports, directly or not. A bundle carries it, so that it answers with
@@ -49,30 +53,93 @@ def write_bundle(
     `check` sees the folder with the exported network before it takes its place. Returns the facts
     with the files' hashes. Raises `StorageError` or `WorkError`; no half bundle is left.
     """
-    scratch = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        (scratch / "code").mkdir(parents=True)
-        _write_weights(module, facts, scratch)
+
+    def fill(scratch: Path) -> BundleFacts:
+        write_weights(module, facts, scratch)
         size_px = facts.preprocessing.size_px
         export_onnx(module, facts.architecture, size_px, scratch / ONNX_FILE)
         check(scratch)
+        return facts
+
+    with storing(folder):
+        return assemble(folder, fill, replace_older=True)
+
+
+def assemble(
+    folder: Path, fill: Callable[[Path], BundleFacts], replace_older: bool = False
+) -> BundleFacts:
+    """Make a bundle in `folder`: what `fill` writes into a scratch folder beside it, with the card,
+    the code and the hashes, put in place by rename.
+
+    `fill` returns the bundle's facts. Unless it may `replace_older`, `OSError` is raised where a
+    folder is there already, and `SettingError` in any case where another process is making it. No
+    half bundle is left; what a killed process left of an earlier one is removed.
+    """
+    scratch = folder.with_name(f".{folder.name}.part")
+    with _held(scratch, folder):
+        facts = fill(scratch)
         (scratch / "card.md").write_text(model_card(facts), encoding="utf-8")
         _write_code(scratch / "code")
         facts = replace(facts, files=describe_files(scratch))
         write_json(scratch / FACTS_FILE, facts.to_dict())
-        shutil.rmtree(folder, ignore_errors=True)
+        if replace_older:
+            shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
-    except VizslaError:
-        raise
-    except (OSError, RuntimeError, SafetensorError) as error:  # each library tells of a full disk
-        raise storage_error(folder, error) from error  # in its own way
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return facts
 
 
-def _write_weights(module: nn.Module, facts: BundleFacts, folder: Path) -> None:
+@contextlib.contextmanager
+def _held(scratch: Path, folder: Path) -> Iterator[None]:
+    """Hold the empty folder `scratch`, in which `folder` is made; after an error it is gone.
+
+    The lock is on the folder itself: nothing else is left lying about, and the system lets go of
+    it when its process dies, so that what a killed one left is taken over.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    handle = os.open(scratch, os.O_RDONLY)
+    try:
+        if not _locked(handle) or not os.path.samestat(os.fstat(handle), scratch.stat()):
+            raise SettingError(
+                f"{folder} is being made by another process. Wait for it, or choose another place."
+            )
+        try:
+            for left in list(scratch.iterdir()):
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            yield
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Whether an open folder is now locked by this process, or lies where there are no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Inside, what each library says of a full disk, in its own way, becomes a `StorageError`."""
+    try:
+        yield
+    except VizslaError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise storage_error(folder, error) from error
+
+
+def write_weights(module: nn.Module, facts: BundleFacts, folder: Path) -> None:
+    """Write the weights to `folder`, as a safetensors file and as a state dict."""
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
     }
@@ -111,40 +178,6 @@ def _write_code(folder: Path) -> None:
         target = folder / "vizsla" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package / name, target)
-    template = resources.files("vizsla.export").joinpath("inference_template.py")
+    template = resources.files("vizsla.exporting").joinpath("inference_template.py")
     (folder / "inference.py").write_bytes(template.read_bytes())
     (folder / "requirements.txt").write_text("numpy\nonnxruntime\npillow\n", encoding="utf-8")
-
-
-def model_card(facts: BundleFacts) -> str:
-    """The bundle in words, for the person who finds it."""
-    lines = [
-        f"# {facts.architecture} for {len(facts.classes)} classes",
-        "",
-        f"Made by vizsla {facts.vizsla} on {facts.created}.",
-        "",
-        "| split | accuracy | top-5 | macro F1 | loss | pictures |",
-        "|---|---|---|---|---|---|",
-    ]
-    for split, figures in facts.metrics.items():
-        shares = " | ".join(
-            f"{figures[name]:.4f}" for name in ("accuracy", "top5_accuracy", "macro_f1", "loss")
-        )
-        lines.append(f"| {split} | {shares} | {figures['pictures']} |")
-    preprocessing = facts.preprocessing
-    lines += [
-        "",
-        f"Input: RGB, {preprocessing.size_px} by {preprocessing.size_px} pixels, "
-        f"{preprocessing.crop} crop, {preprocessing.interpolation}.",
-        f"Weights at the start: {facts.recipe.get('weights', 'unknown')}; "
-        f"trained: {facts.recipe.get('unfreeze', 'unknown')}.",
-        "",
-        "It answers with one of its own classes to any picture whatever; confidences are not "
-        "calibrated. It was judged on pictures like those it was trained on and on no others.",
-        "",
-        "Classes: " + ", ".join(f"{label.name}" for label in facts.classes) + ".",
-        "",
-        "    vizsla predict . picture.jpg",
-        "",
-    ]
-    return "\n".join(lines)
