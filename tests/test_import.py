@@ -26,11 +26,13 @@ PUBLIC = [
     "__version__",
     "debug",
     "evaluate",
+    "export",
     "load_bundle",
     "open_run",
     "open_study",
     "predict",
     "report",
+    "serve",
     "train",
     "tune",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -50,45 +50,63 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Opener:
-    """Opens a file at a width in pixels, light or dark, and waits until its figures are drawn."""
+    """Opens a file at a width in pixels, light or dark, and waits until its figures are drawn; or
+    a page of a server, which may ask that server for more. What a test provokes on the console
+    goes into `expected`."""
 
     browser: Browser
     complaints: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     contexts: list[BrowserContext] = field(default_factory=list)
 
     def __call__(self, path: Path, width: int, dark: bool = False) -> Page:
-        scheme: Literal["dark", "light"] = "dark" if dark else "light"
-        context = self.browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
-        )
-        self.contexts.append(context)
-        page = context.new_page()
         address = path.resolve().as_uri()
-        context.route("**/*", lambda route, request: self._only(address, route, request))
-        page.on("console", self._listen)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page = self._page(width, dark, lambda url: url.split("#")[0] == address)
         page.goto(address)
         page.wait_for_function(DRAWN)
         return page
 
-    def _only(self, address: str, route: Route, request: Request) -> None:
-        if request.url.split("#")[0] == address:
+    def at(self, address: str, width: int = 1280, dark: bool = False, touch: bool = False) -> Page:
+        """The page at an address that ends in a slash; `touch` for a phone."""
+        own = (address, f"blob:{address}", "data:")
+        page = self._page(width, dark, lambda url: url.startswith(own), touch)
+        page.goto(address)
+        return page
+
+    def _page(
+        self, width: int, dark: bool, is_own: Callable[[str], bool], touch: bool = False
+    ) -> Page:
+        scheme: Literal["dark", "light"] = "dark" if dark else "light"
+        context = self.browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme,
+            reduced_motion="reduce", has_touch=touch, is_mobile=touch,
+        )  # fmt: skip
+        self.contexts.append(context)
+        page = context.new_page()
+        context.route("**/*", lambda route, request: self._only(is_own, route, request))
+        page.on("console", self._listen)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        return page
+
+    def _only(self, is_own: Callable[[str], bool], route: Route, request: Request) -> None:
+        if is_own(request.url):
             route.continue_()
         else:
             self.outside.append(request.url)
             route.abort()
 
     def _listen(self, said: ConsoleMessage) -> None:
-        if said.type == "error":
+        if said.type == "error" and not any(text in said.text for text in self.expected):
             self.complaints.append(said.text)
 
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Opener]:
-    """`open_page(path, width_px, dark=False)` gives Playwright's page.
+    """`open_page(path, width_px, dark=False)` and `open_page.at(address)` give Playwright's page.
 
-    A test fails at its end if a page complained on its console, or asked for anything but itself.
+    A test fails at its end if a page complained on its console, or asked for anything but itself
+    and, where it came from a server, that server.
     """
     opener = Opener(browser)
     yield opener

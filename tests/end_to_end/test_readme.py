@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,9 +89,10 @@ def made_small(command: str) -> list[str]:
 def test_the_readme_has_commands_of_every_verb() -> None:
     verbs = {command.split()[1] for command in COMMANDS}
     assert verbs >= {"train", "tune", "report", "predict", "evaluate", "runs", "debug", "profile"}
+    assert verbs >= {"export", "serve"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [one for one in COMMANDS if " serve " not in one])
 def test_a_command_of_the_readme_works(
     command: str, desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +105,29 @@ def test_the_python_of_the_readme_works(desk: Path) -> None:
     source, changes = re.subn(r'model="resnet18", epochs=5', toy, source)
     assert changes == 1
     exec(compile(source, "README.md", "exec"), {})
+
+
+def test_the_server_of_the_readme_answers_its_curl_and_its_client(desk: Path) -> None:
+    (command,) = (one for one in COMMANDS if " serve " in one)
+    (curl,) = (line for line in code_lines(README) if line.startswith("curl "))
+    shutil.copytree(desk / RUN / "bundle", desk / RUN / "bundle-int8")
+    served = [sys.executable, "-m", "vizsla.cli", *shlex.split(command)[1:], "--port", "0"]
+    with subprocess.Popen(served, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = next(line.split()[1] for line in server.stdout if line.startswith("address"))
+        try:
+            asked = shlex.split(curl.replace("http://127.0.0.1:8080", address))
+            said = subprocess.run([*asked, "-sS"], capture_output=True, check=True).stdout
+            names: dict[str, Any] = {}
+            *others, last = python_block("from vizsla.serving import").strip().splitlines()
+            source = "\n".join([*others, f"found = {last}"]).replace(
+                "http://127.0.0.1:8080", address
+            )
+            exec(compile(source, "README.md", "exec"), names)
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+    assert json.loads(said)["class_name"] == names["found"]
 
 
 def test_the_loop_of_the_readme_is_watched(desk: Path) -> None:

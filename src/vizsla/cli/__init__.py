@@ -30,6 +30,8 @@ _COMMANDS = {
     "report": ("vizsla.cli.report:report", "Write the report of a run or a study."),
     "evaluate": ("vizsla.cli.evaluate:evaluate", "Evaluate a run or a bundle on pictures."),
     "predict": ("vizsla.cli.predict:predict", "Predict the class of pictures."),
+    "export": ("vizsla.cli.export:export", "Make a bundle smaller, or for another runtime."),
+    "serve": ("vizsla.cli.serve:serve", "Answer for pictures over HTTP, with a page to try it."),
     "demo": ("vizsla.cli.demo:demo", "Train on drawn pictures, to see that all works."),
     "runs": ("vizsla.cli.runs:app", "List and compare runs."),
     "job": ("vizsla.cli.job:job", "Do what a job file says."),

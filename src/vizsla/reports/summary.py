@@ -225,7 +225,11 @@ def _commands(reading: Reading) -> str:
         return ""
     if reading.status != "finished":
         return f"vizsla train --resume {run}"
-    lines = [f"vizsla predict {run} PICTURE", f"vizsla evaluate {run} OTHER_PICTURES"]
+    lines = [
+        f"vizsla predict {run} PICTURE",
+        f"vizsla evaluate {run} OTHER_PICTURES",
+        f"vizsla serve {run}",
+    ]
     source = reading.table("data").get("source")
     if source is not None and not reading.is_lbfgs:  # which has no learning rate
         lines.append(tune_command(str(source), reading.table("recipe")))
