@@ -26,9 +26,11 @@ _ORDER = (
     "tuning",
     "debugging",
     "profiling",
+    "exports",
     "recipes",
     "extraction",
     "many_pictures",
+    "serving",
     "accuracy",
 )
 
