@@ -81,8 +81,7 @@ class Batcher:
         capacity: int,
     ) -> None:
         self._decode, self._answer, self._listener = decode, answer, listener
-        self._lanes, self._max_batch = lanes, max_batch
-        self._max_wait_s, self._capacity = max_wait_s, capacity
+        self._max_batch, self._max_wait_s, self._capacity = max_batch, max_wait_s, capacity
         self._lock = threading.Lock()
         self._to_decode = threading.Condition(self._lock)
         self._to_answer = threading.Condition(self._lock)
