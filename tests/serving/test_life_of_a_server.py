@@ -164,9 +164,11 @@ def test_dead_worker_makes_it_unready_until_it_is_replaced(
 def test_workers_end_with_a_supervisor_that_is_killed(start_server: Any, bundle: Path) -> None:
     server = start_server(bundle, "--workers", "2")
     children = _children(server.process.pid)
+    assert all(_lives(child) for child in children)
     server.process.kill()
     server.process.wait()
     _until(lambda: not any(_lives(child) for child in children))
+    assert not any(_lives(child) for child in children)
 
 
 def test_figures_of_all_workers_are_added_up(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from vizsla.exporting.settings import ExportSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def export(
@@ -35,12 +39,8 @@ def export(
         Also write the new bundle to this file, as model.tar.gz for SageMaker's hosting; with no
         other setting, the old one as it is.
     """
-    from rich.table import Table
-
     from vizsla import api
-    from vizsla.bundle.format import read_facts
     from vizsla.cli.console import UnbreakableConsole
-    from vizsla.exporting.card import comparison_rows, described
 
     if archive is not None and settings is None and data is None and output is None:
         print(f"archive   {api.archive(bundle, archive)}")
@@ -55,6 +55,19 @@ def export(
     folder = api.export(
         bundle, data=data, output=output, tell=tell, **settings.model_dump(exclude_unset=True)
     )
+    _show(folder, console, tell)
+    if archive is not None:
+        tell("archive", str(api.archive(folder, archive)))
+    tell("next", f"vizsla serve {folder}")
+
+
+def _show(folder: Path, console: Console, tell: Callable[[str, str], None]) -> None:
+    """What was made: the comparison with its source, and where it lies."""
+    from rich.table import Table
+
+    from vizsla.bundle.format import read_facts
+    from vizsla.exporting.card import comparison_rows, described
+
     made = read_facts(folder).export
     verified = made["verification"]
     table = Table("", "original", "export", title=described(made))
@@ -69,6 +82,3 @@ def export(
     tell("bundle", str(folder))
     if made["format"] != "onnx":
         tell("file", str(folder / made["file"]))
-    if archive is not None:
-        tell("archive", str(api.archive(folder, archive)))
-    tell("next", f"vizsla serve {folder}")
