@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -126,6 +129,22 @@ def server(
         if running.process.poll() is None:
             running.process.kill()
             running.process.wait()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[type[http.server.BaseHTTPRequestHandler]], str]]:
+    """`elsewhere(handler)` gives the address of another server, which answers by `handler`."""
+    with contextlib.ExitStack() as stack:
+
+        def answering(handler: type[http.server.BaseHTTPRequestHandler]) -> str:
+            running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            thread = threading.Thread(target=running.serve_forever)
+            thread.start()
+            for end in (running.server_close, thread.join, running.shutdown):  # last one first
+                stack.callback(end)
+            return f"http://127.0.0.1:{running.server_port}"
+
+        yield answering
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import http.server
 import json
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -91,21 +89,10 @@ class _Pictures(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def place(picture: bytes) -> Iterator[str]:
-    """The address of a server of one picture."""
-    handler = type("Handler", (_Pictures,), {"picture": picture})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
 def test_allowed_picture_is_fetched_and_answered_as_if_it_were_sent(
-    start_server: Any, finished_run: Any, place: str, picture: bytes
+    start_server: Any, finished_run: Any, elsewhere: Any, picture: bytes
 ) -> None:
+    place = elsewhere(type("Handler", (_Pictures,), {"picture": picture}))
     server = start_server(finished_run.bundle, "--allow-url", f"{place}/dogs/")
 
     def asked(*items: Any) -> Any:

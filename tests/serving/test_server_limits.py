@@ -13,7 +13,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -333,28 +332,19 @@ class _Slow(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def elsewhere() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
 def test_fetching_ends_with_the_deadline_and_within_bounds(
-    start_server: Any, finished_run: Any, elsewhere: str, tmp_path: Path
+    start_server: Any, finished_run: Any, elsewhere: Any, tmp_path: Path
 ) -> None:
-    flags = ("--allow-url", f"{elsewhere}/", "--deadline-s", "2", "--body-mb", "1")
+    place = elsewhere(_Slow)
+    flags = ("--allow-url", f"{place}/", "--deadline-s", "2", "--body-mb", "1")
     server = start_server(finished_run.bundle, *flags)
     started = time.monotonic()
-    assert _post(server, {"image": f"{elsewhere}/slow"}) == (504, "deadline_exceeded")
+    assert _post(server, {"image": f"{place}/slow"}) == (504, "deadline_exceeded")
     assert time.monotonic() - started < 5
     before = _peak_memory(server)
-    assert _post(server, {"image": f"{elsewhere}/packed"}) == (422, "not_a_picture")
+    assert _post(server, {"image": f"{place}/packed"}) == (422, "not_a_picture")
     assert _peak_memory(server) < before + (50 << 20)
-    body = json.dumps({"images": [f"{elsewhere}/large"] * 2}).encode()
+    body = json.dumps({"images": [f"{place}/large"] * 2}).encode()
     answers = server.post(body, "application/json").json()["predictions"]
     assert {one["error"]["code"] for one in answers} >= {"url_failed"}
 
