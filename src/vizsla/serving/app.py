@@ -241,7 +241,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
             {"Allow": allowed},
         )
     else:
-        refusal = Refusal("not_found", "There is nothing here; /openapi.json tells what there is.")
+        refusal = Refusal("not_found", "There is nothing at this path.")
     metrics: Metrics = request.app.state.desk.metrics
     metrics.responded("other", refusal.status, refusal.code)
     return error_response(refusal)
